@@ -1,0 +1,111 @@
+/* Embedding and projector of encoders. The projector lives on the last stage and trains unless the
+ * module is frozen. */
+#include "model/encoder.h"
+#include "model/collective.h"
+
+/* The width the projector speaks: that of the module the encoder feeds. */
+static int64_t out_width(const td_stage *s)
+{
+    for (int32_t i = 0; i < s->plan->n_edges; i++)
+        if (&s->plan->modules[s->plan->edges[i].src] == s->module)
+            return s->plan->modules[s->plan->edges[i].dst].hidden;
+    return s->module->hidden;
+}
+
+void td_encoder_params_before(const td_stage *s, td_param_visit visit, void *self)
+{
+    const td_module *m = s->module;
+    const bool train = s->layers_train;
+    td_param_emit(s, visit, self, "embed.weight", -1, m->hidden, m->input_dim, TD_SHARD_NONE, true,
+                  train);
+    td_param_emit(s, visit, self, "embed.bias", -1, m->hidden, 1, TD_SHARD_NONE, false, train);
+    td_param_emit(s, visit, self, "pos_embed.weight", -1, m->seq, m->hidden, TD_SHARD_NONE, true,
+                  train);
+}
+
+void td_encoder_params_after(const td_stage *s, td_param_visit visit, void *self)
+{
+    const td_module *m = s->module;
+    const int64_t out = out_width(s);
+    td_param_emit(s, visit, self, "final_norm.weight", -1, m->hidden, 1, TD_SHARD_NONE, false,
+                  s->layers_train);
+    td_param_emit(s, visit, self, "final_norm.bias", -1, m->hidden, 1, TD_SHARD_NONE, false,
+                  s->layers_train);
+    td_param_emit(s, visit, self, "projector.fc1.weight", -1, out, m->hidden, TD_SHARD_OUT, true,
+                  s->ends_train);
+    td_param_emit(s, visit, self, "projector.fc1.bias", -1, out, 1, TD_SHARD_OUT, false,
+                  s->ends_train);
+    td_param_emit(s, visit, self, "projector.fc2.weight", -1, out, out, TD_SHARD_IN, true,
+                  s->ends_train);
+    td_param_emit(s, visit, self, "projector.fc2.bias", -1, out, 1, TD_SHARD_NONE, false,
+                  s->ends_train);
+}
+
+void td_encoder_forward_before(const td_stage *s, td_work_builder *w)
+{
+    const td_module *m = s->module;
+    const int64_t r = td_stage_region_tokens(s),
+                  h = m->hidden; /* each rank embeds its own part of the sequence */
+    td_work_gemm(w, s, "embed", TD_PASS_FORWARD, r, h, m->input_dim);
+    td_work_bytes(w, s, TD_PART_ELEMENTWISE, "pos_embed", TD_PASS_FORWARD, 3 * r * h * s->e);
+}
+
+void td_encoder_backward_before(const td_stage *s, td_work_builder *w)
+{
+    const td_module *m = s->module;
+    const int64_t r = td_stage_region_tokens(s), h = m->hidden;
+    if (!s->layers_train)
+        return;
+    td_work_bytes(w, s, TD_PART_ELEMENTWISE, "pos_embed", TD_PASS_BACKWARD, r * h * (s->e + 8));
+    td_work_gemm(w, s, "embed", TD_PASS_WGRAD, r, h,
+                 m->input_dim); /* the input is data: no data gradient */
+}
+
+void td_encoder_forward_after(const td_stage *s, td_work_builder *w)
+{
+    const int64_t t = s->tokens, r = td_stage_region_tokens(s), h = s->module->hidden, e = s->e;
+    const int64_t out = out_width(s), part = out / s->module->tp;
+    td_work_bytes(w, s, TD_PART_NORM, "final_norm", TD_PASS_FORWARD, 2 * r * h * e);
+    td_work_enter(w, s, "projector gather", TD_PASS_FORWARD, h);
+    td_work_gemm(w, s, "projector.fc1", TD_PASS_FORWARD, t, part, h);
+    td_work_bytes(w, s, TD_PART_ACTIVATION, "projector gelu", TD_PASS_FORWARD, 2 * t * part * e);
+    td_work_gemm(w, s, "projector.fc2", TD_PASS_FORWARD, t, out, part);
+    /* the bridge carries whole rows, so the sum is whole on every rank even with sequence
+     * parallelism */
+    td_work_collective(w, s, "projector reduce", TD_COLL_ALL_REDUCE, TD_PASS_FORWARD, t * out * e);
+}
+
+void td_encoder_backward_after(const td_stage *s, td_work_builder *w)
+{
+    const int64_t t = s->tokens, r = td_stage_region_tokens(s), h = s->module->hidden, e = s->e;
+    const int64_t out = out_width(s), part = out / s->module->tp;
+    td_work_gemm(w, s, "projector.fc2", TD_PASS_DGRAD, t, out, part);
+    if (s->ends_train)
+        td_work_gemm(w, s, "projector.fc2", TD_PASS_WGRAD, t, out, part);
+    td_work_bytes(w, s, TD_PART_ACTIVATION, "projector gelu", TD_PASS_BACKWARD, 3 * t * part * e);
+    if (s->ends_train) {
+        td_work_enter(w, s, "projector gather", TD_PASS_BACKWARD, h);
+        td_work_gemm(w, s, "projector.fc1", TD_PASS_WGRAD, t, part, h);
+    }
+    if (s->layers_train || s->input_grad) {
+        td_work_gemm(w, s, "projector.fc1", TD_PASS_DGRAD, t, part, h);
+        td_work_leave(w, s, "projector grad reduce", TD_PASS_BACKWARD, h);
+        td_work_bytes(w, s, TD_PART_NORM, "final_norm", TD_PASS_BACKWARD, 3 * r * h * e);
+    }
+}
+
+void td_encoder_memory_before(const td_stage *s, td_stage_memory *m)
+{
+    m->kept += (uint64_t)td_stage_region_tokens(s) * (uint64_t)s->module->input_dim *
+               (uint64_t)s->e; /* patches */
+}
+
+void td_encoder_memory_after(const td_stage *s, td_stage_memory *m)
+{
+    const uint64_t t = (uint64_t)s->tokens, r = (uint64_t)td_stage_region_tokens(s),
+                   e = (uint64_t)s->e;
+    const uint64_t out = (uint64_t)out_width(s), part = out / (uint64_t)s->module->tp;
+    m->output = t * out * e;
+    if (s->backward)
+        m->kept += 2 * r * (uint64_t)s->module->hidden * e + r * 8 + 2 * t * part * e;
+}

@@ -1,0 +1,19 @@
+/* An audio encoder: rows are spectrogram frames. */
+#include "model/encoder.h"
+
+const td_module_type td_module_audio = {
+    .name = "audio",
+    .summary = "audio transformer: linear frame embedding, LayerNorm, bidirectional attention, "
+               "GELU, MLP projector",
+    .mlp = TD_MLP_GELU,
+    .norm_bias = true,
+    .linear_bias = true,
+    .params_before = td_encoder_params_before,
+    .params_after = td_encoder_params_after,
+    .forward_before = td_encoder_forward_before,
+    .forward_after = td_encoder_forward_after,
+    .backward_after = td_encoder_backward_after,
+    .backward_before = td_encoder_backward_before,
+    .memory_before = td_encoder_memory_before,
+    .memory_after = td_encoder_memory_after,
+};

@@ -1,0 +1,120 @@
+/* A decoder-only language model: token embedding, RMSNorm layers with rotary causal attention,
+ * untied head and loss. */
+#include "model/collective.h"
+#include "model/module.h"
+
+static void params_before(const td_stage *s, td_param_visit visit, void *self)
+{
+    td_param_emit(s, visit, self, "embed.weight", -1, s->module->vocab, s->module->hidden,
+                  TD_SHARD_OUT, true, s->ends_train);
+}
+
+static void params_after(const td_stage *s, td_param_visit visit, void *self)
+{
+    td_param_emit(s, visit, self, "final_norm.weight", -1, s->module->hidden, 1, TD_SHARD_NONE,
+                  false, s->ends_train);
+    td_param_emit(s, visit, self, "head.weight", -1, s->module->vocab, s->module->hidden,
+                  TD_SHARD_OUT, true, s->ends_train);
+}
+
+/* Positions of one sample that hold encoder outputs instead of token embeddings. */
+static int64_t encoder_rows(const td_stage *s)
+{
+    int64_t rows = 0;
+    for (int32_t i = 0; i < s->plan->n_edges; i++) {
+        const td_edge *edge = &s->plan->edges[i];
+        if (&s->plan->modules[edge->dst] == s->module)
+            rows += s->plan->modules[edge->src].seq;
+    }
+    return rows * s->samples;
+}
+
+static void forward_before(const td_stage *s, td_work_builder *w)
+{
+    const int64_t h = s->module->hidden, e = s->e;
+    td_work_bytes(w, s, TD_PART_EMBEDDING, "embed", TD_PASS_FORWARD, 2 * s->tokens * h * e);
+    td_work_leave(w, s, "embed reduce", TD_PASS_FORWARD,
+                  h); /* rows of other ranks' vocabulary are zero */
+    if (encoder_rows(s) > 0)
+        td_work_bytes(w, s, TD_PART_EMBEDDING, "scatter", TD_PASS_FORWARD,
+                      2 * encoder_rows(s) * h * e);
+}
+
+static void backward_before(const td_stage *s, td_work_builder *w)
+{
+    const int64_t h = s->module->hidden, e = s->e;
+    td_work_enter(w, s, "embed grad gather", TD_PASS_BACKWARD, h);
+    if (encoder_rows(s) > 0 && s->input_grad)
+        td_work_bytes(w, s, TD_PART_EMBEDDING, "gather", TD_PASS_BACKWARD,
+                      2 * encoder_rows(s) * h * e);
+    if (s->ends_train) /* adds each position's gradient to its fp32 row */
+        td_work_bytes(w, s, TD_PART_EMBEDDING, "embed", TD_PASS_BACKWARD, s->tokens * h * (e + 8));
+}
+
+static int64_t vocab_width(const td_stage *s)
+{
+    return s->module->vocab / s->module->tp;
+}
+
+static void forward_after(const td_stage *s, td_work_builder *w)
+{
+    const int64_t h = s->module->hidden, e = s->e, t = s->tokens, v = vocab_width(s);
+    td_work_bytes(w, s, TD_PART_NORM, "final_norm", TD_PASS_FORWARD,
+                  2 * td_stage_region_tokens(s) * h * e);
+    td_work_enter(w, s, "head gather", TD_PASS_FORWARD, h);
+    td_work_gemm(w, s, "head", TD_PASS_FORWARD, t, v, h);
+    td_work_bytes(w, s, TD_PART_LOSS, "loss", TD_PASS_FORWARD, t * v * e);
+    /* vocabulary-parallel cross-entropy: the maximum, then the sum of exponentials with the
+     * target's logit */
+    td_work_collective(w, s, "loss max", TD_COLL_ALL_REDUCE, TD_PASS_FORWARD, t * 4);
+    td_work_collective(w, s, "loss sum", TD_COLL_ALL_REDUCE, TD_PASS_FORWARD, t * 8);
+}
+
+static void backward_after(const td_stage *s, td_work_builder *w)
+{
+    const int64_t h = s->module->hidden, e = s->e, t = s->tokens, v = vocab_width(s);
+    td_work_bytes(w, s, TD_PART_LOSS, "loss", TD_PASS_BACKWARD,
+                  2 * t * v * e); /* logits become their gradient */
+    td_work_gemm(w, s, "head", TD_PASS_DGRAD, t, v, h);
+    if (s->ends_train) {
+        td_work_enter(w, s, "head gather", TD_PASS_BACKWARD, h);
+        td_work_gemm(w, s, "head", TD_PASS_WGRAD, t, v, h);
+    }
+    td_work_leave(w, s, "head grad reduce", TD_PASS_BACKWARD, h);
+    td_work_bytes(w, s, TD_PART_NORM, "final_norm", TD_PASS_BACKWARD,
+                  3 * td_stage_region_tokens(s) * h * e);
+}
+
+static void memory_before(const td_stage *s, td_stage_memory *m)
+{
+    m->kept += (uint64_t)s->tokens * 4; /* token ids */
+}
+
+static void memory_after(const td_stage *s, td_stage_memory *m)
+{
+    const uint64_t t = (uint64_t)s->tokens, r = (uint64_t)td_stage_region_tokens(s),
+                   e = (uint64_t)s->e;
+    const uint64_t logits = t * (uint64_t)vocab_width(s) * e;
+    if (s->backward)
+        m->kept += 2 * r * (uint64_t)s->module->hidden * e + r * 4 + logits +
+                   t * 12; /* norm, logits, loss statistics */
+    m->forward_scratch = m->forward_scratch > logits ? m->forward_scratch : logits;
+}
+
+const td_module_type td_module_language = {
+    .name = "language",
+    .summary = "decoder-only transformer: RMSNorm, rotary causal attention, SwiGLU, untied head, "
+               "cross-entropy",
+    .language = true,
+    .mlp = TD_MLP_SWIGLU,
+    .causal = true,
+    .rotary = true,
+    .params_before = params_before,
+    .params_after = params_after,
+    .forward_before = forward_before,
+    .forward_after = forward_after,
+    .backward_after = backward_after,
+    .backward_before = backward_before,
+    .memory_before = memory_before,
+    .memory_after = memory_after,
+};
