@@ -1,0 +1,35 @@
+/* Tables and names of the step program. */
+#include "model/program.h"
+
+#include <stdio.h>
+
+const char *const td_lane_names[TD_N_LANES] = {
+#define X(lane, name) [TD_LANE_##lane] = name,
+    TD_LANE_MAP(X)
+#undef X
+};
+
+const td_op_traits td_op_table[TD_N_OPS] = {
+#define X(op, title, short_name, what, pattern)                                                    \
+    [TD_OP_##op] = {                                                                               \
+        .name = title, .mnemonic = short_name, .role = TD_ROLE_##what, .coll = TD_COLL_##pattern},
+    TD_OP_MAP(X)
+#undef X
+};
+
+const char *const td_comm_names[TD_N_COMMS] = {
+#define X(kind, name) [TD_COMM_##kind] = name,
+    TD_COMM_MAP(X)
+#undef X
+};
+
+void td_op_label(const td_op *op, char *text, int size)
+{
+    const char *mnemonic = td_op_table[op->kind].mnemonic;
+    if (op->mb >= 0)
+        snprintf(text, (size_t)size, "%s%d", mnemonic, (int)op->mb);
+    else if (op->bucket > 0)
+        snprintf(text, (size_t)size, "%s.%d", mnemonic, (int)op->bucket);
+    else
+        snprintf(text, (size_t)size, "%s", mnemonic);
+}
