@@ -1,0 +1,98 @@
+/*
+ * Cost data of one kind of GPU, as a file: what was measured, where, and how far it can be trusted.
+ * Data only; sim/ turns it into seconds. `examples/profiles/` holds the shipped ones.
+ */
+#ifndef TANDEM_MODEL_PROFILE_H
+#define TANDEM_MODEL_PROFILE_H
+
+#include "model/collective.h"
+#include "model/diag.h"
+#include "model/part.h"
+
+/* How a profile came to be. Reports repeat it beside every number that rests on it. */
+typedef enum {
+    TD_TRUST_DATASHEET,
+    TD_TRUST_PROVISIONAL,
+    TD_TRUST_CALIBRATED,
+    TD_N_TRUSTS
+} td_trust;
+extern const char *const td_trust_names[TD_N_TRUSTS];
+
+/* Monotone in x after loading: points sorted by x, y made non-decreasing where a `bytes` curve
+ * needs it. */
+typedef struct {
+    int32_t n;
+    const double *x, *y;
+} td_curve;
+
+/* After loading sorted by n, k, m, and for each (n, k) and pass made non-decreasing in m as a curve
+ * is. */
+typedef struct {
+    int64_t m, n, k;
+    double s[3]; /* seconds: forward, data gradient, weight gradient accumulated in fp32; < 0: not
+                    measured */
+} td_gemm_row;
+
+typedef struct {
+    int32_t batch, seq, heads, head_dim;
+    bool causal;
+    double forward_s, backward_s;
+} td_attention_row;
+
+typedef struct {
+    int32_t ranks;
+    td_curve time; /* bytes (as td_collective defines them) -> seconds, all ranks in one node */
+} td_coll_curve;
+
+typedef struct {
+    double wait_s; /* a transfer that starts beside a running kernel waits this long for its blocks
+                      to retire */
+    double transfer; /* >= 1: factor on the transfer's time beside compute */
+    double compute;  /* >= 1: factor on compute's time beside the transfer */
+} td_overlap;
+
+typedef struct {
+    const char *file, *name, *gpu, *source;
+    td_trust trust;
+    /* Datasheet peaks, dense. Physical bounds: no part may be predicted faster. */
+    double bf16_flops_per_s, fp32_flops_per_s, memory_bytes_per_s, memory_bytes;
+    double link_bytes_per_s; /* one GPU's port, one direction, where the collectives were measured;
+                                0: not given */
+    double kernel_gap_s;     /* between dependent kernels of one stream */
+    /* Roofline efficiencies in (0, 1]: share of peak that a large enough kernel reaches. */
+    double gemm_efficiency, attention_efficiency, memory_efficiency;
+    int32_t n_gemms;
+    const td_gemm_row *gemms; /* empty: roofline only */
+    int32_t n_attention;
+    const td_attention_row *attention;
+    td_curve memory[TD_N_PARTS]; /* bytes read plus written -> seconds, for the BYTES classes; n ==
+                                    0: use `copy` */
+    td_curve copy;
+    int32_t n_collectives[TD_N_COLLS];
+    const td_coll_curve *collectives[TD_N_COLLS]; /* by ascending ranks */
+    td_overlap overlap[TD_N_COLLS];               /* factors 1, wait 0 where nothing was measured */
+    td_curve duty; /* share of time busy -> factor >= 1 on the time of a GEMM relative to low duty;
+                      n == 0: none */
+} td_profile;
+
+/*
+ * Reads a profile. Unknown keys are errors, as in a plan. Fails with TD_FILE and a message with
+ * place, fact and expectation.
+ */
+td_status td_profile_load(td_arena *a, const char *path, const td_profile **out, td_err *err);
+
+/*
+ * Finds the profile that a cluster's GPU names: `spec` is a shipped name (`h200`) or a path
+ * relative to the folder of `named_in`; NULL means the shipped profile whose `gpu` equals
+ * `gpu_name`. Shipped profiles are looked for in $TANDEM_PROFILES, in the source tree's
+ * examples/profiles and in share/tandem/profiles beside the program. Fails with TD_FILE, listing
+ * what there is.
+ */
+td_status td_profile_find(td_arena *a, const char *spec, const char *gpu_name, const char *named_in,
+                          const td_profile **out, td_err *err);
+
+/* Names of the shipped profiles, for `tandem list profiles`: loads each; a broken one is a failure.
+ */
+td_status td_profile_list(td_arena *a, int32_t *n, const td_profile *const **out, td_err *err);
+
+#endif

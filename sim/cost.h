@@ -1,0 +1,66 @@
+/*
+ * Seconds for parts and for lone communication on an unloaded machine. A cost model is one file
+ * ending in one const descriptor; `table` reads a profile's measurements and falls back to
+ * `roofline` outside them, which it says.
+ */
+#ifndef TANDEM_SIM_COST_H
+#define TANDEM_SIM_COST_H
+
+#include "model/part.h"
+#include "model/profile.h"
+#include "model/program.h"
+
+/*
+ * What a prediction rests on: every shape that a model had to extrapolate, once, with how often it
+ * was asked. Zero value plus an arena is ready for use.
+ */
+typedef struct td_cost_note {
+    struct td_cost_note *next;
+    char what[96]; /* `gemm fwd m=1024 n=49152 k=12288`, `all_reduce ranks=16 bytes=1048576` */
+    char why[96];  /* `outside the measured n 512..57344` */
+    int64_t count;
+} td_cost_note;
+typedef struct {
+    td_arena *arena;
+    td_cost_note *head;
+    int32_t n;                       /* distinct notes */
+    int64_t n_asked, n_extrapolated; /* calls */
+} td_cost_notes;
+
+void td_cost_note_add(td_cost_notes *notes, const char *what, const char *why);
+
+/* One communication alone on its links. */
+typedef struct {
+    td_coll coll;
+    int32_t ranks;
+    uint64_t bytes;          /* as model/collective.h defines them */
+    bool one_node;           /* all ranks in one node */
+    double edge_bytes_per_s; /* slowest link along the ring or path, shared by nobody */
+    double edge_latency_s;   /* of the slowest edge, one hop */
+} td_comm_query;
+
+typedef struct {
+    double alpha_s; /* latency: occupies no link, does not stretch under contention; 0 <= alpha_s <=
+                       total_s */
+    double total_s; /* alone; >= edge_bytes / edge_bytes_per_s (the physical bound) */
+} td_comm_cost;
+
+typedef struct {
+    const char *name, *summary;
+    /* Seconds of one part that is not a COLLECTIVE, kernel gap included. `notes` may be NULL. */
+    double (*part)(const td_profile *profile, const td_part *part, td_cost_notes *notes);
+    void (*comm)(const td_profile *profile, const td_comm_query *query, td_comm_cost *out,
+                 td_cost_notes *notes);
+} td_cost_model;
+
+extern const td_cost_model td_cost_roofline, td_cost_table;
+extern const td_cost_model *const td_cost_models[]; /* ends with NULL */
+
+/* The model a profile calls for: `table` if it has measurements, else `roofline`. */
+const td_cost_model *td_cost_model_for(const td_profile *profile);
+
+/* Factor (>= 1) on compute time of a GPU that is busy the share `duty` of the time, from the
+ * profile's duty curve. */
+double td_cost_duty_factor(const td_profile *profile, double duty);
+
+#endif

@@ -1,0 +1,63 @@
+/*
+ * The price list of one program on one cluster: everything the event loop needs to know about time,
+ * computed once per distinct work and communicator, so that the loop itself only looks up.
+ */
+#ifndef TANDEM_SIM_COSTS_H
+#define TANDEM_SIM_COSTS_H
+
+#include "sim/cost.h"
+#include "sim/topology.h"
+
+/* A work on one kind of GPU. */
+typedef struct {
+    double compute_s;    /* parts that are not collectives, before the duty factor */
+    double gemm_s;       /* of that: products and attention, which the duty factor stretches */
+    double collective_s; /* tensor-parallel collectives inside, serial with the rest */
+    double total_s;      /* compute_s + collective_s */
+} td_work_cost;
+
+/* An op's communication alone on its links. */
+typedef struct {
+    td_comm_cost lone;
+    uint64_t edge_bytes; /* whole bytes over each edge, the same for every engine */
+    double rate; /* lone rate on an edge: edge_bytes / (total - alpha); 0 if edge_bytes is 0 */
+    td_overlap overlap; /* mutual slow-down with compute; factors 1 for control messages */
+} td_op_cost;
+
+/*
+ * `kind_of[rank]` is the GPU kind (the cluster's node group); works[kind * n_works + w]. comm costs
+ * are looked up by (communicator, op kind, bytes) and kept in a small table per communicator shape.
+ */
+typedef struct td_costs td_costs;
+
+typedef struct {
+    const td_cost_model *model; /* NULL: td_cost_model_for() each profile */
+    const char
+        *profile;    /* NULL: as the cluster says; else a shipped name or path used for every GPU */
+    bool strict;     /* an extrapolated shape is a failure (TD_PLAN) */
+    bool no_overlap; /* switch the mutual slow-down of compute and transfers off */
+} td_costs_options;
+
+/* Fails with TD_FILE (profile), TD_PLAN (strict), TD_NOMEM. `notes` gets what was extrapolated. */
+td_status td_costs_build(td_arena *a, const td_program *p, const td_topology *topo,
+                         const td_costs_options *o, td_cost_notes *notes, const td_costs **out,
+                         td_err *err);
+
+/* Cost of a compute op's work on the GPU of `rank`. */
+const td_work_cost *td_costs_work(const td_costs *c, int32_t rank, int32_t work);
+
+/* Seconds until the first `after_part` flattened parts of a work are done (for gradient buckets).
+ */
+double td_costs_work_until(const td_costs *c, int32_t rank, int32_t work, int64_t after_part);
+
+/* Cost of an op with a channel. Same pointer for same (communicator shape, kind, bytes). */
+const td_op_cost *td_costs_op(const td_costs *c, int32_t rank, const td_op *op);
+
+/* Profile of a rank's GPU. */
+const td_profile *td_costs_profile(const td_costs *c, int32_t rank);
+
+/* Seconds of one part on the GPU of `rank`, tensor-parallel collectives included (`--trace fine`,
+ * critical path). */
+double td_costs_part(const td_costs *c, int32_t rank, int32_t work, int32_t part_index);
+
+#endif
