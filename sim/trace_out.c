@@ -1,0 +1,114 @@
+/* Turns times into events. */
+#include "sim/trace_out.h"
+#include "model/module.h"
+
+#include <math.h>
+#include <stdio.h>
+
+static int64_t ns(double seconds)
+{
+    return llround(seconds * 1e9);
+}
+
+/* What a viewer writes on the bar. */
+static void name_op(const td_program *p, int32_t rank, const td_op *op, char *text, size_t size)
+{
+    if (op->chan < 0 || td_op_table[op->kind].role == TD_ROLE_GROUP) {
+        td_op_label(op, text, (int)size);
+        return;
+    }
+    const td_chan *chan = &p->ranks[rank].chans[op->chan];
+    const td_comm *c = &p->comms[chan->comm];
+    snprintf(text, size, "%s %d %s rank %d", td_op_table[op->kind].name, (int)op->mb,
+             chan->me == 0 ? "to" : "from", (int)c->ranks[1 - chan->me]);
+}
+
+/* Parts of a compute op, stretched so that together they take what the op took. */
+static td_status children(td_trace_writer *w, const td_prediction *p, int32_t rank, const td_op *op,
+                          td_event parent, td_err *err)
+{
+    td_status st = TD_OK;
+    const td_work *work = &p->program->works[op->work];
+    const double total = td_costs_work(p->costs, rank, op->work)->total_s;
+    const double start = (double)parent.start_ns,
+                 stretch = total > 0 ? (double)parent.duration_ns / total : 0;
+    double at = 0;
+    int32_t flat = 0;
+    for (int32_t r = 0; r < work->n_runs; r++)
+        for (int32_t k = 0; k < work->runs[r].repeat; k++)
+            for (int32_t i = work->runs[r].first; i < work->runs[r].first + work->runs[r].n; i++) {
+                const td_part *part = &work->parts[i];
+                const double seconds = td_costs_part(p->costs, rank, op->work, i);
+                char name[64];
+                td_event e = parent;
+                snprintf(name, sizeof name, "%s %s", part->name, td_pass_names[part->pass]);
+                e.part = flat++;
+                e.kind = td_part_table[part->class].name;
+                e.name = name;
+                e.bytes = part->bytes;
+                e.start_ns = llround(start + at * stretch);
+                e.duration_ns = llround(start + (at + seconds) * stretch) - e.start_ns;
+                if (e.start_ns + e.duration_ns > parent.start_ns + parent.duration_ns)
+                    e.duration_ns = parent.start_ns + parent.duration_ns - e.start_ns;
+                at += seconds;
+                TD_TRY(st, td_trace_event(w, &e, err));
+            }
+done:
+    return st;
+}
+
+td_status td_prediction_write(td_arena *a, const td_prediction *p, const char *path,
+                              const char *backend, bool fine, td_err *err)
+{
+    td_status st = TD_OK;
+    td_trace_writer *w = NULL;
+    const td_program *program = p->program;
+    const td_profile *profile = td_costs_profile(p->costs, 0);
+    td_trace_meta meta = {.backend = backend,
+                          .plan = program->plan->name,
+                          .profile = profile->name,
+                          .trust = td_trust_names[profile->trust],
+                          .version = TD_VERSION,
+                          .world_size = program->world_size,
+                          .n_steps = 1};
+    (void)a;
+    snprintf(meta.digest, sizeof meta.digest, "%s", program->digest);
+    TD_TRY(st, td_trace_create(path, &meta, &w, err));
+    for (int32_t rank = 0; rank < program->world_size; rank++) {
+        const td_stream *s = td_program_stream(program, rank);
+        char label[160];
+        if (s->module < 0)
+            snprintf(label, sizeof label, "rank %d: idle", (int)rank);
+        else
+            snprintf(label, sizeof label, "rank %d: %s stage %d", (int)rank,
+                     program->plan->modules[s->module].name, (int)s->pp_rank);
+        TD_TRY(st, td_trace_rank(w, rank, label, err));
+        for (int32_t i = 0; i < s->n_ops; i++) {
+            const td_op *op = &s->ops[i];
+            const int64_t start = ns(td_timeline_start(p->timeline, rank, i));
+            char name[64];
+            name_op(program, rank, op, name, sizeof name);
+            const td_event e = {.rank = rank,
+                                .lane = op->lane,
+                                .op = i,
+                                .part = -1,
+                                .stage = s->stage,
+                                .mb = op->mb,
+                                .start_ns = start,
+                                .duration_ns = ns(td_timeline_end(p->timeline, rank, i)) - start,
+                                .bytes = op->bytes,
+                                .kind = td_op_table[op->kind].name,
+                                .module =
+                                    op->module < 0 ? "" : program->plan->modules[op->module].name,
+                                .name = name};
+            TD_TRY(st, td_trace_event(w, &e, err));
+            if (fine && op->chan < 0)
+                TD_TRY(st, children(w, p, rank, op, e, err));
+        }
+    }
+    st = td_trace_close(w, err);
+    w = NULL;
+done:
+    td_trace_abandon(w);
+    return st;
+}
