@@ -96,9 +96,11 @@ td_status td_bridge_build(td_arena *a, const td_grid *src, const td_grid *dst, t
     if (rule != NULL)
         *rule = td_bridge_refusal(&from, &to);
     if (!divisible(from.dp, to.dp))
-        TD_TRY(st, td_fail(err, TD_PLAN,
-                           "a bridge from dp %lld to dp %lld is not possible: one must divide the other",
-                           (long long)from.dp, (long long)to.dp));
+        TD_TRY(
+            st,
+            td_fail(err, TD_PLAN,
+                    "a bridge from dp %lld to dp %lld is not possible: one must divide the other",
+                    (long long)from.dp, (long long)to.dp));
     TD_TRY(st, lanes_of(a, src, true, &b.src_leader, &b.src_group, err));
     TD_TRY(st, lanes_of(a, dst, false, &b.dst_leader, &b.dst_group, err));
     b.n_pairs = b.n_src > b.n_dst ? b.n_src : b.n_dst;

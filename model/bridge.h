@@ -37,9 +37,10 @@ typedef struct {
 } td_bridge;
 
 /*
- * The bridge between two disjoint grids that td_grid_check() accepted. Fails with TD_PLAN where the lanes do not divide
- * one another, and with TD_NOMEM. `rule` (may be NULL) gets why the reference refuses it, td_bridge_refusal(), also where
- * only its cp > 1 is in the way: that can be laid out, though not yet run.
+ * The bridge between two disjoint grids that td_grid_check() accepted. Fails with TD_PLAN where the
+ * lanes do not divide one another, and with TD_NOMEM. `rule` (may be NULL) gets why the reference
+ * refuses it, td_bridge_refusal(), also where only its cp > 1 is in the way: that can be laid out,
+ * though not yet run.
  */
 td_status td_bridge_build(td_arena *a, const td_grid *src, const td_grid *dst, td_bridge *out,
                           const char **rule, td_err *err);

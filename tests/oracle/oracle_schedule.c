@@ -1,4 +1,5 @@
-/* schedule.json: the events of every rank in one step, and whether it ends under each completion rule. */
+/* schedule.json: the events of every rank in one step, and whether it ends under each completion
+ * rule. */
 #include "tests/oracle/oracle.h"
 
 #include "model/progress.h"
@@ -16,12 +17,14 @@ typedef struct {
 
 static bool read_modules(oracle_case *c, td_pipe_module *modules, int32_t n)
 {
-    const json_t *order = json_object_get(c->json, "module_order"), *all = json_object_get(c->json, "modules");
+    const json_t *order = json_object_get(c->json, "module_order"),
+                 *all = json_object_get(c->json, "modules");
     for (int32_t m = 0; m < n; m++) {
         const char *name = json_string_value(json_array_get(order, (size_t)m));
         modules[m].name = name != NULL ? name : "";
         modules[m].language = strcmp(modules[m].name, "language") == 0;
-        if (!oracle_grid(c, oracle_text(c->json, "layout"), json_object_get(all, modules[m].name), &modules[m].grid))
+        if (!oracle_grid(c, oracle_text(c->json, "layout"), json_object_get(all, modules[m].name),
+                         &modules[m].grid))
             return false;
     }
     return true;
@@ -36,8 +39,10 @@ static int32_t module_named(const td_pipe_module *modules, int32_t n, const char
     return found;
 }
 
-/* The edges of `topology`; -1 if it names a module that is not there or there are more than `cap`. */
-static int32_t read_edges(const oracle_case *c, const td_pipe_module *modules, int32_t n, td_edge *edges, int32_t cap)
+/* The edges of `topology`; -1 if it names a module that is not there or there are more than `cap`.
+ */
+static int32_t read_edges(const oracle_case *c, const td_pipe_module *modules, int32_t n,
+                          td_edge *edges, int32_t cap)
 {
     const char *key;
     json_t *list;
@@ -45,8 +50,9 @@ static int32_t read_edges(const oracle_case *c, const td_pipe_module *modules, i
     json_object_foreach(json_object_get(c->json, "topology"), key, list)
     {
         for (size_t i = 0; i < json_array_size(list); i++) {
-            const td_edge e = {.src = module_named(modules, n, key),
-                               .dst = module_named(modules, n, json_string_value(json_array_get(list, i)))};
+            const td_edge e = {
+                .src = module_named(modules, n, key),
+                .dst = module_named(modules, n, json_string_value(json_array_get(list, i)))};
             if (e.src < 0 || e.dst < 0 || n_edges == cap)
                 return -1;
             edges[n_edges++] = e;
@@ -57,7 +63,8 @@ static int32_t read_edges(const oracle_case *c, const td_pipe_module *modules, i
 
 static json_t *move_json(const td_pipeline *p, const td_move *m)
 {
-    static const char *const words[] = {[TD_MOVE_SEND] = "send", [TD_MOVE_RECV] = "recv", [TD_MOVE_BROADCAST] = "bcast"};
+    static const char *const words[] = {
+        [TD_MOVE_SEND] = "send", [TD_MOVE_RECV] = "recv", [TD_MOVE_BROADCAST] = "bcast"};
     char edge[128];
     json_t *op = json_array();
     oracle_append(op, json_string(words[m->kind]));
@@ -70,17 +77,20 @@ static json_t *move_json(const td_pipeline *p, const td_move *m)
 }
 
 static td_status event_json(oracle_case *c, const step *s, const td_position *at, int32_t rank,
-                            const td_step_item *item, td_move_list *moves, json_t **out, td_err *err)
+                            const td_step_item *item, td_move_list *moves, json_t **out,
+                            td_err *err)
 {
     td_status st = TD_OK;
     json_t *e = *out = json_object();
     oracle_set(e, "e", json_string(td_step_names[item->kind]));
     if (item->mb >= 0)
         oracle_set(e, "mb", json_integer(item->mb));
-    if (item->kind == TD_STEP_FORWARD && json_is_integer(json_object_get(c->json, "recompute_window")))
+    if (item->kind == TD_STEP_FORWARD &&
+        json_is_integer(json_object_get(c->json, "recompute_window")))
         oracle_set(e, "recompute", json_boolean(item->recompute));
     if (item->kind == TD_STEP_FINALIZE_GRADS)
-        oracle_set(e, "num_tokens", json_integer(at->is_last ? TOKENS_PER_MICROBATCH * (json_int_t)s->n_micro : 0));
+        oracle_set(e, "num_tokens",
+                   json_integer(at->is_last ? TOKENS_PER_MICROBATCH * (json_int_t)s->n_micro : 0));
     if (item->kind == TD_STEP_COMM) {
         json_t *ops = json_array();
         json_int_t shapes = 0;
@@ -156,7 +166,8 @@ static td_status run(oracle_case *c, td_err *err)
     const char *rule = NULL;
     json_t *progress = json_object(), *ranks = json_array();
     int32_t n_edges;
-    step s = {.pipe = &pipe, .schedule = &td_schedule_1f1b,
+    step s = {.pipe = &pipe,
+              .schedule = &td_schedule_1f1b,
               .n_micro = (int32_t)oracle_int(c->json, "num_microbatches", 0)};
     if (modules == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the modules"));
@@ -181,8 +192,10 @@ static td_status run(oracle_case *c, td_err *err)
     TD_TRY(st, st);
     for (int32_t i = 0; i < TD_N_COMPLETIONS; i++) {
         td_progress p;
-        TD_TRY(st, td_progress_judge(c->arena, &pipe, s.schedule, s.n_micro, true, (td_completion)i, &p, err));
-        oracle_set(progress, td_completion_names[i], json_string(p.completes ? "completes" : "deadlocks"));
+        TD_TRY(st, td_progress_judge(c->arena, &pipe, s.schedule, s.n_micro, true, (td_completion)i,
+                                     &p, err));
+        oracle_set(progress, td_completion_names[i],
+                   json_string(p.completes ? "completes" : "deadlocks"));
     }
     for (int32_t r = 0; r < world; r++)
         TD_TRY(st, rank_json(c, &s, r, ranks, err));
@@ -196,8 +209,9 @@ done:
     return st;
 }
 
-static const char *const inputs[] = {"id",         "layout",           "world_size",       "module_order",
-                                     "modules",    "topology",         "num_microbatches", "global_microbatch",
-                                     "forward_only", "recompute_window", "explicit_grad_sync", NULL};
+static const char *const inputs[] = {
+    "id",           "layout",           "world_size",         "module_order",
+    "modules",      "topology",         "num_microbatches",   "global_microbatch",
+    "forward_only", "recompute_window", "explicit_grad_sync", NULL};
 
 const oracle_suite oracle_schedule = {.name = "schedule", .inputs = inputs, .run = run};
