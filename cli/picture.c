@@ -1,0 +1,116 @@
+/* Picks what a chart shows: compute ops, and communication where nothing computes. */
+#include "cli/picture.h"
+#include "traces/chart.h"
+
+#include <locale.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MAX_ROWS = 32 };
+
+static td_chart_kind kind_of(const td_op *op)
+{
+    if (op->kind == TD_OP_FORWARD)
+        return TD_CHART_FORWARD;
+    if (op->kind == TD_OP_BACKWARD)
+        return TD_CHART_BACKWARD;
+    if (op->lane == TD_LANE_COMPUTE)
+        return TD_CHART_OPTIMIZER;
+    return op->lane == TD_LANE_FWD || op->lane == TD_LANE_BWD ? TD_CHART_TRANSFER
+                                                              : TD_CHART_COLLECTIVE;
+}
+
+static td_status row(td_arena *a, const td_prediction *p, int32_t rank, td_chart_row *out,
+                     td_err *err)
+{
+    const td_stream *s = td_program_stream(p->program, rank);
+    td_chart_bar *bars = TD_NEW(a, td_chart_bar, s->n_ops);
+    int64_t n = 0;
+    out->label = s->module < 0
+                     ? td_arena_printf(a, "rank %d idle", (int)rank)
+                     : td_arena_printf(a, "rank %d %s %d", (int)rank,
+                                       p->program->plan->modules[s->module].name, (int)s->pp_rank);
+    if (bars == NULL || out->label == NULL)
+        return td_fail(err, TD_NOMEM, "no memory for the chart");
+    for (int32_t i = 0; i < s->n_ops; i++) {
+        const double start = td_timeline_start(p->timeline, rank, i),
+                     end = td_timeline_end(p->timeline, rank, i);
+        if (end > start)
+            bars[n++] = (td_chart_bar){.start_s = start,
+                                       .end_s = end,
+                                       .kind = (uint8_t)kind_of(&s->ops[i]),
+                                       .mb = s->ops[i].mb};
+    }
+    out->bars = bars;
+    out->n_bars = n;
+    return TD_OK;
+}
+
+static bool speaks_utf8(void)
+{
+    const char *names[] = {"LC_ALL", "LC_CTYPE", "LANG"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *value = getenv(names[i]);
+        if (value != NULL && value[0] != '\0')
+            return strstr(value, "UTF-8") != NULL || strstr(value, "utf8") != NULL ||
+                   strstr(value, "UTF8") != NULL;
+    }
+    return false;
+}
+
+/* Columns of the terminal, as the shell knows them. */
+static int32_t columns(void)
+{
+    const char *text = getenv("COLUMNS");
+    const long n = text == NULL ? 0 : strtol(text, NULL, 10);
+    return n < 60 ? 0 : n > 1000 ? 1000 : (int32_t)n;
+}
+
+static int32_t first_of_stream(const td_program *p, int32_t stream)
+{
+    int32_t r = 0;
+    while (p->ranks[r].stream != stream)
+        r++;
+    return r;
+}
+
+/* Ranks of one stage need not be neighbours: the first is the one that none before it shares module
+ * and stage with. */
+static bool begins_stage(const td_program *p, int32_t rank)
+{
+    const td_stream *s = td_program_stream(p, rank);
+    for (int32_t i = 0; i < p->n_streams; i++) { /* streams are numbered by their first rank */
+        const td_stream *other = &p->streams[i];
+        if (other->module == s->module && other->pp_rank == s->pp_rank)
+            return i == p->ranks[rank].stream && first_of_stream(p, i) == rank;
+    }
+    return false;
+}
+
+td_status td_picture_print(td_arena *a, FILE *out, const td_prediction *p, int32_t rank,
+                           td_err *err)
+{
+    td_status st = TD_OK;
+    const bool terminal = isatty(fileno(out)) != 0 && getenv("NO_COLOR") == NULL;
+    const td_chart_options o = {.width = columns(), .colour = terminal, .utf8 = speaks_utf8()};
+    const int32_t world = p->program->world_size;
+    const bool stages = rank < 0 && world > MAX_ROWS; /* more would not be read */
+    int32_t n = 0;
+    td_chart_row *rows = TD_NEW(a, td_chart_row,
+                                stages     ? p->program->n_streams
+                                : rank < 0 ? world
+                                           : 1);
+    if (rows == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the chart"));
+    if (p->step_s <= 0)
+        goto done;
+    for (int32_t r = 0; r < world; r++)
+        if (rank < 0 ? !stages || begins_stage(p->program, r) : r == rank)
+            TD_TRY(st, row(a, p, r, &rows[n++], err));
+    if (stages)
+        fprintf(out, "the first rank of every stage, of %d ranks\n", (int)world);
+    TD_TRY(st, td_chart_print(out, rows, n, p->step_s, &o, err));
+done:
+    return st;
+}
