@@ -1,0 +1,65 @@
+/* Synthetic samples, each a function of the seed and of its global number. */
+#include "exec/data.h"
+
+#include "exec/numbers.h"
+
+#include <assert.h>
+#include <stdio.h>
+
+enum { MAX_NAME = 128 }; /* a module's name has at most 64 characters */
+
+int64_t td_data_sample(const td_plan *plan, int64_t step, int32_t module, int32_t lane, int32_t mb,
+                       int32_t k)
+{
+    const int64_t batch = (int64_t)plan->step.micro_batch * plan->modules[plan->language].dp;
+    const int64_t microbatch = step * plan->step.microbatches + mb;
+    return microbatch * batch + (int64_t)lane * td_plan_lane_samples(plan, module) + k;
+}
+
+/* Positions of the language sequence that belong to the encoders among the first `n` modules. */
+static int32_t placeholders(const td_plan *plan, int32_t n)
+{
+    int32_t rows = 0;
+    for (int32_t i = 0; i < n; i++)
+        rows += i == plan->language ? 0 : plan->modules[i].seq;
+    return rows;
+}
+
+void td_data_rows(const td_plan *plan, int32_t module, int32_t *first, int32_t *rows)
+{
+    *first = placeholders(plan, module);
+    *rows = module == plan->language ? 0 : plan->modules[module].seq;
+}
+
+void td_data_tokens(const td_plan *plan, int64_t sample, int32_t *tokens, int32_t *target)
+{
+    const td_module *m = &plan->modules[plan->language];
+    const td_numbers jump = td_numbers_of(plan->seed, "tokens"),
+                     keep = td_numbers_of(plan->seed, "tokens.keep");
+    const int32_t text = placeholders(plan, plan->n_modules); /* the first position of text */
+    const int64_t words = m->vocab - 1;                       /* token 0 never occurs */
+    int64_t token = 0;
+    for (int32_t t = 0; t < m->seq;
+         t++) { /* under the placeholders too: what follows hangs on it */
+        const uint64_t i = (uint64_t)(sample * m->seq + t);
+        if (t > 0 && td_numbers_uniform(&keep, i) < 0.9)
+            token = 1 + (31 * token + 17) % words;
+        else
+            token = 1 + (int64_t)(td_numbers_uniform(&jump, i) * (double)words);
+        tokens[t] = t < text ? -1 : (int32_t)token;
+    }
+    for (int32_t t = 0; t < m->seq; t++)
+        target[t] = t < text || t + 1 == m->seq ? -1 : tokens[t + 1];
+}
+
+void td_data_input(const td_plan *plan, int32_t module, int64_t sample, float *out)
+{
+    const td_module *m = &plan->modules[module];
+    const int64_t size = (int64_t)m->seq * m->input_dim;
+    char name[MAX_NAME];
+    const int length = snprintf(name, sizeof name, "%s.input", m->name);
+    assert(length > 0 && length < MAX_NAME);
+    (void)length;
+    const td_numbers n = td_numbers_of(plan->seed, name);
+    td_numbers_fill_normal(&n, (uint64_t)(sample * size), size, 1.0, out);
+}
