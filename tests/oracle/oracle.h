@@ -20,13 +20,25 @@ typedef struct {
     const char *broken; /* static text: why it cannot be read, which counts as a mismatch */
 } oracle_case;
 
+/*
+ * How far numbers under a key, at any depth below it, may be from the expected ones: within either
+ * bound. Keys without a line inherit from the nearest one above; where there is none values are
+ * equal.
+ */
+typedef struct {
+    const char *key;
+    double relative, absolute;
+} oracle_tolerance;
+
 typedef struct {
     const char *name;          /* NAME.json, and its `schema` */
     const char *const *inputs; /* keys of a case that are not compared; ends with NULL */
     td_status (*run)(oracle_case *c, td_err *err); /* a failure ends the whole run */
+    const oracle_tolerance *tolerances;            /* ends with key NULL; NULL: none */
 } oracle_suite;
 
-extern const oracle_suite oracle_grids, oracle_validation, oracle_schedule, oracle_bridge;
+extern const oracle_suite oracle_grids, oracle_validation, oracle_schedule, oracle_bridge,
+    oracle_optimizer, oracle_gradscale;
 
 /* ---- reading ---- */
 
@@ -36,6 +48,9 @@ int64_t oracle_int(const json_t *object, const char *key, int64_t otherwise);
 /* Text, "" where there is none. */
 const char *oracle_text(const json_t *object, const char *key);
 
+/* A number, or the text `inf`, `-inf` or `nan`; false for anything else. */
+bool oracle_number(const json_t *value, double *out);
+
 /*
  * The grid of a module {tp, cp, pp, dp, rank_offset} in a named layout: `pp_outer`, `dp_outer` or
  * `ep_middle`. False, with c->broken set, for anything else.
@@ -44,6 +59,7 @@ bool oracle_grid(oracle_case *c, const char *layout, const json_t *module, td_gr
 
 /* ---- writing; NULL is never returned: a test program without memory ends ---- */
 
+json_t *oracle_real(double value); /* as oracle_number() reads it */
 json_t *oracle_ranks(const int32_t *ranks, int64_t n);
 json_t *oracle_lists(const td_rank_lists *lists);
 

@@ -1,12 +1,13 @@
 /* Replays one file of vectors and says how many cases the library answers as the reference did. */
 #include "tests/oracle/oracle.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const oracle_suite *const suites[] = {&oracle_grids, &oracle_validation, &oracle_schedule,
-                                             &oracle_bridge};
+static const oracle_suite *const suites[] = {&oracle_grids,  &oracle_validation, &oracle_schedule,
+                                             &oracle_bridge, &oracle_optimizer,  &oracle_gradscale};
 
 enum { N_SUITES = sizeof suites / sizeof *suites, MAX_PRINTED = 20, MAX_REASONS = 8 };
 
@@ -22,6 +23,24 @@ const char *oracle_text(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
     return text != NULL ? text : "";
+}
+
+/* Numbers that JSON has no way to write. */
+static const struct {
+    const char *text;
+    double value;
+} nonfinite[] = {{"inf", INFINITY}, {"-inf", -INFINITY}, {"nan", NAN}};
+
+bool oracle_number(const json_t *value, double *out)
+{
+    const char *text = json_string_value(value);
+    *out = json_number_value(value);
+    for (size_t i = 0; text != NULL && i < sizeof nonfinite / sizeof *nonfinite; i++)
+        if (strcmp(text, nonfinite[i].text) == 0) {
+            *out = nonfinite[i].value;
+            return true;
+        }
+    return json_is_number(value);
 }
 
 bool oracle_grid(oracle_case *c, const char *layout, const json_t *module, td_grid *out)
@@ -67,6 +86,14 @@ void oracle_append(json_t *array, json_t *value)
         no_memory();
 }
 
+json_t *oracle_real(double value)
+{
+    for (size_t i = 0; !isfinite(value) && i < sizeof nonfinite / sizeof *nonfinite; i++)
+        if (value == nonfinite[i].value || isnan(nonfinite[i].value))
+            return json_string(nonfinite[i].text);
+    return json_real(value);
+}
+
 json_t *oracle_ranks(const int32_t *ranks, int64_t n)
 {
     json_t *array = json_array();
@@ -87,6 +114,7 @@ json_t *oracle_lists(const td_rank_lists *lists)
 
 typedef struct {
     const char *id;
+    const oracle_tolerance *tolerances;
     int64_t *n_printed;
     int64_t n_found; /* differences of this case */
 } report;
@@ -111,8 +139,29 @@ static void differ(report *r, const char *path, const json_t *expected, const js
     printf("\n");
 }
 
-/* Walks down to the values that differ; either side may be NULL. */
-static void compare(report *r, const char *path, const json_t *expected, const json_t *got)
+/* The tolerance of what stands under a key: its own, or that of what is around it. */
+static const oracle_tolerance *below_key(const report *r, const oracle_tolerance *around,
+                                         const char *key)
+{
+    for (const oracle_tolerance *t = r->tolerances; t != NULL && t->key != NULL; t++)
+        if (strcmp(t->key, key) == 0)
+            return t;
+    return around;
+}
+
+static bool agree(const json_t *expected, const json_t *got, const oracle_tolerance *t)
+{
+    double x, y;
+    if (t == NULL || !oracle_number(expected, &x) || !oracle_number(got, &y))
+        return json_equal(expected, got);
+    if (!isfinite(x) || !isfinite(y))
+        return x == y || (isnan(x) && isnan(y));
+    return fabs(x - y) <= fmax(t->absolute, t->relative * fabs(x));
+}
+
+/* Walks down to the values that differ; either side may be NULL. `t` NULL: exactly equal. */
+static void compare(report *r, const char *path, const oracle_tolerance *t, const json_t *expected,
+                    const json_t *got)
 {
     char below[512];
     if (json_is_object(expected) && json_is_object(got)) {
@@ -121,7 +170,7 @@ static void compare(report *r, const char *path, const json_t *expected, const j
         json_object_foreach((json_t *)expected, key, value)
         {
             snprintf(below, sizeof below, "%s.%s", path, key);
-            compare(r, below, value, json_object_get(got, key));
+            compare(r, below, below_key(r, t, key), value, json_object_get(got, key));
         }
         json_object_foreach((json_t *)got, key, value)
         {
@@ -132,9 +181,9 @@ static void compare(report *r, const char *path, const json_t *expected, const j
     } else if (json_is_array(expected) && json_array_size(expected) == json_array_size(got)) {
         for (size_t i = 0; i < json_array_size(expected); i++) {
             snprintf(below, sizeof below, "%s[%zu]", path, i);
-            compare(r, below, json_array_get(expected, i), json_array_get(got, i));
+            compare(r, below, t, json_array_get(expected, i), json_array_get(got, i));
         }
-    } else if (!json_equal(expected, got)) {
+    } else if (!agree(expected, got, t)) {
         differ(r, path, expected, got);
     }
 }
@@ -152,7 +201,7 @@ static void compare_case(report *r, const oracle_suite *suite, const oracle_case
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)c->json, key, value) if (!is_input(suite, key))
-        compare(r, key, value, json_object_get(c->got, key));
+        compare(r, key, below_key(r, NULL, key), value, json_object_get(c->got, key));
     json_object_foreach(c->got, key, value) if (json_object_get(c->json, key) == NULL)
         differ(r, key, NULL, value);
 }
@@ -185,7 +234,8 @@ static td_status run_case(const oracle_suite *suite, const json_t *json, tally *
 {
     td_status st = TD_OK;
     oracle_case c = {.json = json, .arena = td_arena_new(), .got = json_object()};
-    report r = {.id = oracle_text(json, "id"), .n_printed = &t->n_printed};
+    report r = {
+        .id = oracle_text(json, "id"), .tolerances = suite->tolerances, .n_printed = &t->n_printed};
     if (c.arena == NULL || c.got == NULL)
         no_memory();
     t->n_cases++;
