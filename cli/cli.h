@@ -34,7 +34,8 @@ typedef struct {
     int (*run)(int argc, char **argv);
 } td_command;
 
-extern const td_command td_command_check, td_command_show, td_command_predict, td_command_list;
+extern const td_command td_command_check, td_command_show, td_command_predict, td_command_run,
+    td_command_list;
 extern const td_command *const td_commands[]; /* ends with NULL */
 
 /*

@@ -126,6 +126,7 @@ static void print_json(const answer *w)
                                   profile->source));
     json_object_set_new(out, "extrapolated", notes_json(&p->notes));
     json_object_set_new(out, "folded", json_boolean(p->timeline->folded));
+    json_object_set_new(out, "buffered_sends", json_boolean(p->timeline->buffered_sends));
     json_object_set_new(out, "simulated_ops", json_integer(p->timeline->n_simulated));
     json_object_set_new(out, "classes", json_integer(p->timeline->n_classes));
     json_object_set_new(out, "max_link_load", json_real(p->timeline->max_link_load));
@@ -319,6 +320,11 @@ static int run(int argc, char **argv)
         .costs = {.profile = profile, .strict = strict, .no_overlap = no_overlap}};
     TD_TRY(st, td_predict(w.a, w.program, &o, &w.p, &err));
     w.wall_s = now() - began;
+    if (w.p.timeline->buffered_sends)
+        fprintf(stderr,
+                "warning: %s: predicted as if every send were buffered: it would never end "
+                "otherwise\n",
+                w.plan->file);
     warn_memory(&w);
     warn_notes(&w);
     if (trace != NULL)

@@ -51,10 +51,10 @@ static int64_t done_after(const td_work *w, const td_stage *s, const param_list 
 
 /* See td_buckets.shared; of kv heads, which differ from rank to rank, each rank fills in its own.
  */
-static int64_t shared_elements(const td_stage *s, const td_param *p)
+int64_t td_param_shared(const td_stage *s, const td_param *p)
 {
     const bool kv = p->shard == TD_SHARD_KV;
-    const bool adds = p->copies > 1 && (kv || s->plan->step.sequence_parallel);
+    const bool adds = p->trainable && p->copies > 1 && (kv || s->plan->step.sequence_parallel);
     return adds ? p->local * (s->module->tp / p->copies) : 0;
 }
 
@@ -85,10 +85,10 @@ td_status td_buckets_of_stage(td_arena *a, const td_stage *s, td_buckets *out, t
         out->weights += p->local;
         if (p->trainable) {
             open += p->local;
-            out->shared += shared_elements(s, p);
+            out->shared += td_param_shared(s, p);
             buckets[out->n].after_part = done_after(&backward, s, &l, i);
         }
-        if (open > 0 && ((overlap && open >= least) || i == 0)) {
+        if (open > 0 && ((overlap && open >= least && !p->joined) || i == 0)) {
             buckets[out->n].elements = (open + pad - 1) / pad * pad;
             out->elements += buckets[out->n++].elements;
             open = 0;

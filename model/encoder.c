@@ -16,29 +16,71 @@ void td_encoder_params_before(const td_stage *s, td_param_visit visit, void *sel
 {
     const td_module *m = s->module;
     const bool train = s->layers_train;
-    td_param_emit(s, visit, self, "embed.weight", -1, m->hidden, m->input_dim, TD_SHARD_NONE, true,
-                  train);
-    td_param_emit(s, visit, self, "embed.bias", -1, m->hidden, 1, TD_SHARD_NONE, false, train);
-    td_param_emit(s, visit, self, "pos_embed.weight", -1, m->seq, m->hidden, TD_SHARD_NONE, true,
-                  train);
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "embed.weight",
+                             .layer = -1,
+                             .out = m->hidden,
+                             .in = m->input_dim,
+                             .decay = true,
+                             .trainable = train});
+    td_param_emit(
+        s, visit, self,
+        (td_param){
+            .name = "embed.bias", .layer = -1, .out = m->hidden, .in = 1, .trainable = train});
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "pos_embed.weight",
+                             .layer = -1,
+                             .out = m->seq,
+                             .in = m->hidden,
+                             .decay = true,
+                             .trainable = train});
 }
 
 void td_encoder_params_after(const td_stage *s, td_param_visit visit, void *self)
 {
     const td_module *m = s->module;
     const int64_t out = out_width(s);
-    td_param_emit(s, visit, self, "final_norm.weight", -1, m->hidden, 1, TD_SHARD_NONE, false,
-                  s->layers_train);
-    td_param_emit(s, visit, self, "final_norm.bias", -1, m->hidden, 1, TD_SHARD_NONE, false,
-                  s->layers_train);
-    td_param_emit(s, visit, self, "projector.fc1.weight", -1, out, m->hidden, TD_SHARD_OUT, true,
-                  s->ends_train);
-    td_param_emit(s, visit, self, "projector.fc1.bias", -1, out, 1, TD_SHARD_OUT, false,
-                  s->ends_train);
-    td_param_emit(s, visit, self, "projector.fc2.weight", -1, out, out, TD_SHARD_IN, true,
-                  s->ends_train);
-    td_param_emit(s, visit, self, "projector.fc2.bias", -1, out, 1, TD_SHARD_NONE, false,
-                  s->ends_train);
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "final_norm.weight",
+                             .layer = -1,
+                             .out = m->hidden,
+                             .in = 1,
+                             .trainable = s->layers_train});
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "final_norm.bias",
+                             .layer = -1,
+                             .out = m->hidden,
+                             .in = 1,
+                             .trainable = s->layers_train});
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "projector.fc1.weight",
+                             .layer = -1,
+                             .out = out,
+                             .in = m->hidden,
+                             .shard = TD_SHARD_OUT,
+                             .decay = true,
+                             .trainable = s->ends_train});
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "projector.fc1.bias",
+                             .layer = -1,
+                             .out = out,
+                             .in = 1,
+                             .shard = TD_SHARD_OUT,
+                             .trainable = s->ends_train});
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "projector.fc2.weight",
+                             .layer = -1,
+                             .out = out,
+                             .in = out,
+                             .shard = TD_SHARD_IN,
+                             .decay = true,
+                             .trainable = s->ends_train});
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "projector.fc2.bias",
+                             .layer = -1,
+                             .out = out,
+                             .in = 1,
+                             .trainable = s->ends_train});
 }
 
 void td_encoder_forward_before(const td_stage *s, td_work_builder *w)

@@ -258,7 +258,7 @@ static void optimizer(emitter *x, int32_t reduced)
         depend(x, reduced);
         reduced = op;
     }
-    put(x, TD_OP_TOKEN_COUNT, TD_LANE_CTRL, -1, x->world, -1, 8);
+    put(x, TD_OP_TOKEN_COUNT, TD_LANE_CTRL, -1, x->world, -1, 16); /* with the sum of losses */
     if (x->works != NULL)
         depend(x, x->backward_of[m - 1] >= 0 ? x->backward_of[m - 1] : x->forward_of[m - 1]);
     if (trains(x)) {
@@ -268,11 +268,11 @@ static void optimizer(emitter *x, int32_t reduced)
     put(x, TD_OP_FOUND_INF, TD_LANE_CTRL, -1, x->world, -1, 4);
     depend(x, stats);
     if (trains(x) || (x->module >= 0 && x->stage.module->frozen == TD_FROZEN_BACKBONE)) {
-        put(x, TD_OP_MODULE_NORM, TD_LANE_CTRL, -1, x->module, -1, 4);
+        put(x, TD_OP_MODULE_NORM, TD_LANE_CTRL, -1, x->module, -1, 8);
         depend(x, stats);
     }
     norm =
-        put(x, TD_OP_GLOBAL_NORM, TD_LANE_CTRL, -1, x->world, -1, 4 * (uint64_t)x->plan->n_modules);
+        put(x, TD_OP_GLOBAL_NORM, TD_LANE_CTRL, -1, x->world, -1, 8 * (uint64_t)x->plan->n_modules);
     depend(x, stats);
     if (trains(x)) {
         step = put(x, TD_OP_ADAM, TD_LANE_COMPUTE, -1, -1, x->works->adam, 0);

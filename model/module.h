@@ -23,6 +23,7 @@ typedef struct {
     td_shard shard;
     bool decay;     /* weight decay applies: matrices and embeddings */
     bool trainable; /* false where the plan freezes it */
+    bool joined;    /* stands right behind the tensor before it: one product does both */
     int32_t
         copies; /* tp ranks that hold the same numbers: 1 when fully sharded, tp when replicated */
     int64_t local; /* elements on one rank */
@@ -119,10 +120,8 @@ void td_work_collective(td_work_builder *w, const td_stage *s, const char *name,
                         td_pass pass, int64_t bytes);
 td_status td_work_finish(td_work_builder *w, td_work *out, td_err *err);
 
-/* A parameter with shard arithmetic done. */
-void td_param_emit(const td_stage *s, td_param_visit visit, void *self, const char *name,
-                   int32_t layer, int64_t out, int64_t in, td_shard shard, bool decay,
-                   bool trainable);
+/* Hands on a parameter with `copies` and `local` filled in. */
+void td_param_emit(const td_stage *s, td_param_visit visit, void *self, td_param p);
 
 /* tokens of the sequence-parallel region on this rank: tokens / tp with sequence parallelism, else
  * tokens */

@@ -5,16 +5,32 @@
 
 static void params_before(const td_stage *s, td_param_visit visit, void *self)
 {
-    td_param_emit(s, visit, self, "embed.weight", -1, s->module->vocab, s->module->hidden,
-                  TD_SHARD_OUT, true, s->ends_train);
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "embed.weight",
+                             .layer = -1,
+                             .out = s->module->vocab,
+                             .in = s->module->hidden,
+                             .shard = TD_SHARD_OUT,
+                             .decay = true,
+                             .trainable = s->ends_train});
 }
 
 static void params_after(const td_stage *s, td_param_visit visit, void *self)
 {
-    td_param_emit(s, visit, self, "final_norm.weight", -1, s->module->hidden, 1, TD_SHARD_NONE,
-                  false, s->ends_train);
-    td_param_emit(s, visit, self, "head.weight", -1, s->module->vocab, s->module->hidden,
-                  TD_SHARD_OUT, true, s->ends_train);
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "final_norm.weight",
+                             .layer = -1,
+                             .out = s->module->hidden,
+                             .in = 1,
+                             .trainable = s->ends_train});
+    td_param_emit(s, visit, self,
+                  (td_param){.name = "head.weight",
+                             .layer = -1,
+                             .out = s->module->vocab,
+                             .in = s->module->hidden,
+                             .shard = TD_SHARD_OUT,
+                             .decay = true,
+                             .trainable = s->ends_train});
 }
 
 /* Positions of one sample that hold encoder outputs instead of token embeddings. */

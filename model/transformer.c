@@ -45,58 +45,75 @@ int64_t td_stage_region_tokens(const td_stage *s)
 
 /* ---- parameters ---- */
 
-void td_param_emit(const td_stage *s, td_param_visit visit, void *self, const char *name,
-                   int32_t layer, int64_t out, int64_t in, td_shard shard, bool decay,
-                   bool trainable)
+void td_param_emit(const td_stage *s, td_param_visit visit, void *self, td_param p)
 {
     const int32_t tp = s->module->tp;
-    td_param p = {.name = name,
-                  .layer = layer,
-                  .out = out,
-                  .in = in,
-                  .shard = shard,
-                  .decay = decay,
-                  .trainable = trainable};
-    p.copies = shard == TD_SHARD_NONE ? tp : 1;
-    if (shard == TD_SHARD_KV && s->module->kv_heads < tp)
+    p.copies = p.shard == TD_SHARD_NONE ? tp : 1;
+    if (p.shard == TD_SHARD_KV && s->module->kv_heads < tp)
         p.copies = tp / s->module->kv_heads;
-    p.local = out * in / (tp / p.copies);
+    p.local = p.out * p.in / (tp / p.copies);
     visit(self, &p);
 }
 
+/* Weights of one product and then their biases, so that q, k, v stand together and gate and up do.
+ */
 static void params_of_layer(const td_stage *s, int32_t layer, td_param_visit visit, void *self)
 {
     const td_module *m = s->module;
     const td_module_type *t = m->type;
     const int64_t h = m->hidden, q = (int64_t)m->heads * m->head_dim,
                   kv = (int64_t)m->kv_heads * m->head_dim;
+    const bool bias = t->linear_bias, both = gated(s);
     const struct {
-        const char *weight, *bias;
-        int64_t out, in;
-        td_shard shard;
-        bool norm, present;
+        td_param p;
+        bool present;
     } row[] = {
-        {"norm1.weight", "norm1.bias", h, 1, TD_SHARD_NONE, true, true},
-        {"q.weight", "q.bias", q, h, TD_SHARD_OUT, false, true},
-        {"k.weight", "k.bias", kv, h, TD_SHARD_KV, false, true},
-        {"v.weight", "v.bias", kv, h, TD_SHARD_KV, false, true},
-        {"o.weight", "o.bias", h, q, TD_SHARD_IN, false, true},
-        {"norm2.weight", "norm2.bias", h, 1, TD_SHARD_NONE, true, true},
-        {"gate.weight", "gate.bias", m->ffn, h, TD_SHARD_OUT, false, gated(s)},
-        {"up.weight", "up.bias", m->ffn, h, TD_SHARD_OUT, false, true},
-        {"down.weight", "down.bias", h, m->ffn, TD_SHARD_IN, false, true},
+        {{.name = "norm1.weight", .out = h, .in = 1}, true},
+        {{.name = "norm1.bias", .out = h, .in = 1}, t->norm_bias},
+        {{.name = "q.weight", .out = q, .in = h, .shard = TD_SHARD_OUT, .decay = true}, true},
+        {{.name = "k.weight",
+          .out = kv,
+          .in = h,
+          .shard = TD_SHARD_KV,
+          .decay = true,
+          .joined = true},
+         true},
+        {{.name = "v.weight",
+          .out = kv,
+          .in = h,
+          .shard = TD_SHARD_KV,
+          .decay = true,
+          .joined = true},
+         true},
+        {{.name = "q.bias", .out = q, .in = 1, .shard = TD_SHARD_OUT}, bias},
+        {{.name = "k.bias", .out = kv, .in = 1, .shard = TD_SHARD_KV, .joined = true}, bias},
+        {{.name = "v.bias", .out = kv, .in = 1, .shard = TD_SHARD_KV, .joined = true}, bias},
+        {{.name = "o.weight", .out = h, .in = q, .shard = TD_SHARD_IN, .decay = true}, true},
+        {{.name = "o.bias", .out = h, .in = 1},
+         bias}, /* whole on every rank, like that of `down` */
+        {{.name = "norm2.weight", .out = h, .in = 1}, true},
+        {{.name = "norm2.bias", .out = h, .in = 1}, t->norm_bias},
+        {{.name = "gate.weight", .out = m->ffn, .in = h, .shard = TD_SHARD_OUT, .decay = true},
+         both},
+        {{.name = "up.weight",
+          .out = m->ffn,
+          .in = h,
+          .shard = TD_SHARD_OUT,
+          .decay = true,
+          .joined = both},
+         true},
+        {{.name = "gate.bias", .out = m->ffn, .in = 1, .shard = TD_SHARD_OUT}, both && bias},
+        {{.name = "up.bias", .out = m->ffn, .in = 1, .shard = TD_SHARD_OUT, .joined = both}, bias},
+        {{.name = "down.weight", .out = h, .in = m->ffn, .shard = TD_SHARD_IN, .decay = true},
+         true},
+        {{.name = "down.bias", .out = h, .in = 1}, bias},
     };
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
-        if (!row[i].present)
-            continue;
-        td_param_emit(s, visit, self, row[i].weight, layer, row[i].out, row[i].in, row[i].shard,
-                      !row[i].norm, s->layers_train);
-        if (row[i].norm
-                ? t->norm_bias
-                : t->linear_bias) /* the bias of a row-parallel product is whole on every rank */
-            td_param_emit(s, visit, self, row[i].bias, layer, row[i].out, 1,
-                          row[i].shard == TD_SHARD_IN ? TD_SHARD_NONE : row[i].shard, false,
-                          s->layers_train);
+        td_param p = row[i].p;
+        p.layer = layer;
+        p.trainable = s->layers_train;
+        if (row[i].present)
+            td_param_emit(s, visit, self, p);
     }
 }
 

@@ -1,0 +1,46 @@
+/*
+ * Walks the ops of one rank in program order, issues each on its lane with its dependencies, stamps
+ * start and end, and so executes the very step program that `show` prints and `predict` simulates.
+ */
+#ifndef TANDEM_EXEC_DRIVER_H
+#define TANDEM_EXEC_DRIVER_H
+
+#include "exec/device.h"
+#include "model/pipeline.h"
+
+/* What one step gave. A skipped step has success false and coefficient 0. */
+typedef struct {
+    double loss, grad_norm, clip_coefficient;
+    double *module_norms; /* [n_modules] in module order; a frozen module's is 0 */
+    bool success;
+    double step_s; /* from the end of the step before to this one's, on this rank */
+} td_step_result;
+
+/* Start and end of an op, seconds on the device's shared clock. */
+typedef struct {
+    double start, end;
+} td_op_time;
+
+typedef struct td_driver td_driver;
+
+/* Everything a rank needs, parameters included, ready for the first step. `device` outlives the
+ * driver. */
+td_status td_driver_open(td_arena *a, const td_program *p, int32_t rank, const td_device *device,
+                         td_driver **out, td_err *err);
+
+/*
+ * One training step. `step` counts all steps, warm-up included; `result` and `times` [ops of the
+ * rank's stream; may be NULL] are filled. Collective over all ranks.
+ */
+td_status td_driver_step(td_driver *d, int64_t step, td_step_result *result, td_op_time *times,
+                         td_err *err);
+
+/*
+ * This rank's share of the checksums of every parameter tensor it holds: visit(self, name, {sum of
+ * squares, signed sum}). Shares of all ranks add up to the whole.
+ */
+void td_driver_checksums(const td_driver *d,
+                         void (*visit)(void *self, const char *name, const double sums[2]),
+                         void *self);
+
+#endif

@@ -1,0 +1,282 @@
+/* MPI behind the device port: what is issued goes on in the background and is waited for where an
+ * op depends on it. */
+#include "exec/host.h"
+#include "exec/host_kernels.h"
+
+#include <limits.h>
+#include <mpi.h>
+#include <stdlib.h>
+
+enum { CLOCK_ROUNDS = 32, GROUP_TAG = 1 };
+
+typedef struct piece {
+    struct piece *next;
+    _Alignas(64) unsigned char data[];
+} piece;
+
+struct td_host {
+    td_device device;
+    const td_program *p;
+    const td_stream *stream;
+    int32_t rank;
+    MPI_Comm *
+        comms; /* [n_chans]; MPI_COMM_NULL for pairs, which use the world with a tag of their own */
+    MPI_Request *requests;     /* [n_ops] */
+    double *ended;             /* [n_ops] */
+    int32_t *active, n_active; /* ops with a request under way */
+    double offset, clock_error;
+    piece *pieces;
+    size_t bytes;
+};
+
+static double host_now(void *self)
+{
+    const td_host *h = self;
+    return MPI_Wtime() + h->offset;
+}
+
+static void *host_arena(void *self, size_t bytes)
+{
+    td_host *h = self;
+    piece *p = calloc(1, sizeof *p + bytes);
+    if (p == NULL)
+        return NULL;
+    p->next = h->pieces;
+    h->pieces = p;
+    h->bytes += bytes;
+    return p->data;
+}
+
+/* ---- communication ---- */
+
+static td_status mpi_failed(const td_host *h, int32_t op, int code, td_err *err)
+{
+    char text[MPI_MAX_ERROR_STRING], label[32] = "a collective inside a stage";
+    int n;
+    if (code == MPI_SUCCESS)
+        return TD_OK;
+    MPI_Error_string(code, text, &n);
+    if (op >= 0)
+        td_op_label(&h->stream->ops[op], label, sizeof label);
+    return td_fail(err, TD_RUN, "rank %d, op %d (%s): %s", (int)h->rank, (int)op, label, text);
+}
+
+static td_status too_large(const td_host *h, int32_t op, int64_t count, td_err *err)
+{
+    return td_fail(err, TD_RUN,
+                   "rank %d, op %d: a message of %lld elements is more than MPI counts (%d)",
+                   (int)h->rank, (int)op, (long long)count, INT_MAX);
+}
+
+static void started(td_host *h, int32_t op)
+{
+    h->active[h->n_active++] = op;
+}
+
+static td_status host_transfer(void *self, int32_t op, int32_t chan, bool send, void *buffer,
+                               uint64_t bytes, td_err *err)
+{
+    td_host *h = self;
+    const td_chan *c = &h->p->ranks[h->rank].chans[chan];
+    const int peer = h->p->comms[c->comm].ranks[1 - c->me], tag = GROUP_TAG + 1 + c->comm;
+    if (bytes > INT_MAX)
+        return too_large(h, op, (int64_t)bytes, err);
+    const int code =
+        send ? MPI_Isend(buffer, (int)bytes, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &h->requests[op])
+             : MPI_Irecv(buffer, (int)bytes, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &h->requests[op]);
+    started(h, op);
+    return mpi_failed(h, op, code, err);
+}
+
+static td_status host_collective(void *self, int32_t op, int32_t chan,
+                                 const td_collective_call *call, td_err *err)
+{
+    static const MPI_Op ops[] = {
+        [TD_REDUCE_SUM] = MPI_SUM, [TD_REDUCE_MAX] = MPI_MAX, [TD_REDUCE_MIN] = MPI_MIN};
+    td_host *h = self;
+    const MPI_Datatype types[] = {[TD_TYPE_ACT] = MPI_FLOAT,
+                                  [TD_TYPE_F32] = MPI_FLOAT,
+                                  [TD_TYPE_F64] = MPI_DOUBLE,
+                                  [TD_TYPE_I32] = MPI_INT32_T};
+    const MPI_Datatype type = types[call->type];
+    const MPI_Op how = ops[call->reduction];
+    const MPI_Comm comm = h->comms[chan];
+    const int n = h->p->comms[h->p->ranks[h->rank].chans[chan].comm].n_ranks;
+    const int32_t me = h->p->ranks[h->rank].chans[chan].me;
+    MPI_Request inside = MPI_REQUEST_NULL, *request = op < 0 ? &inside : &h->requests[op];
+    int code = MPI_SUCCESS;
+    if (call->count > INT_MAX)
+        return too_large(h, op, call->count, err);
+    const int count = (int)call->count, share = count / n;
+    const int size = call->type == TD_TYPE_F64 ? 8 : 4;
+    if (call->coll == TD_COLL_ALL_REDUCE)
+        code = MPI_Iallreduce(call->in == call->out ? MPI_IN_PLACE : call->in, call->out, count,
+                              type, how, comm, request);
+    else if (call->coll == TD_COLL_REDUCE_SCATTER)
+        code = MPI_Ireduce_scatter_block(call->in, call->out, share, type, how, comm, request);
+    else if (call->coll == TD_COLL_ALL_GATHER)
+        code = MPI_Iallgather(
+            call->in == (char *)call->out + (size_t)me * (size_t)share * (size_t)size ? MPI_IN_PLACE
+                                                                                      : call->in,
+            share, type, call->out, share, type, comm, request);
+    else if (call->coll == TD_COLL_BROADCAST)
+        code = MPI_Ibcast(call->out, count, type, call->root, comm, request);
+    else
+        return td_fail(err, TD_RUN, "rank %d: the host device has no %s", (int)h->rank,
+                       td_collectives[call->coll]->name);
+    if (op >= 0)
+        started(h, op);
+    else if (code == MPI_SUCCESS)
+        code = MPI_Wait(request, MPI_STATUS_IGNORE);
+    return mpi_failed(h, op, code, err);
+}
+
+static void finished(td_host *h, int32_t op)
+{
+    int32_t i = 0;
+    while (i < h->n_active && h->active[i] != op)
+        i++;
+    if (i < h->n_active)
+        h->active[i] = h->active[--h->n_active];
+    h->ended[op] = host_now(h);
+}
+
+static td_status host_wait(void *self, int32_t op, td_err *err)
+{
+    td_host *h = self;
+    if (op < 0 || h->requests[op] == MPI_REQUEST_NULL)
+        return TD_OK;
+    const int code = MPI_Wait(&h->requests[op], MPI_STATUS_IGNORE);
+    finished(h, op);
+    return mpi_failed(h, op, code, err);
+}
+
+static void host_poll(void *self)
+{
+    td_host *h = self;
+    for (int32_t i = h->n_active - 1; i >= 0; i--) {
+        const int32_t op = h->active[i];
+        int done = 0;
+        if (MPI_Test(&h->requests[op], &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done)
+            finished(h, op);
+    }
+}
+
+/* ---- opening ---- */
+
+/*
+ * How far this clock is behind rank 0's: the reply of the quickest of several exchanges stands in
+ * the middle of it, so half that exchange bounds the error (Cristian, "Probabilistic clock
+ * synchronization", 1989).
+ */
+static void set_clock(td_host *h)
+{
+    double best = 1e9;
+    for (int32_t r = 1; r < h->p->world_size; r++)
+        for (int i = 0; i < CLOCK_ROUNDS; i++) {
+            double theirs = 0;
+            if (h->rank == 0) {
+                MPI_Recv(NULL, 0, MPI_BYTE, r, GROUP_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+                theirs = MPI_Wtime();
+                MPI_Send(&theirs, 1, MPI_DOUBLE, r, GROUP_TAG, MPI_COMM_WORLD);
+            } else if (h->rank == r) {
+                const double sent = MPI_Wtime();
+                MPI_Send(NULL, 0, MPI_BYTE, 0, GROUP_TAG, MPI_COMM_WORLD);
+                MPI_Recv(&theirs, 1, MPI_DOUBLE, 0, GROUP_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+                const double back = MPI_Wtime();
+                if (back - sent < best) {
+                    best = back - sent;
+                    h->offset = theirs - (sent + back) / 2;
+                    h->clock_error = best / 2;
+                }
+            }
+        }
+    MPI_Allreduce(MPI_IN_PLACE, &h->clock_error, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+}
+
+static td_status open_comms(td_host *h, td_err *err)
+{
+    td_status st = TD_OK;
+    MPI_Group world, members;
+    MPI_Comm_group(MPI_COMM_WORLD, &world);
+    for (int32_t k = 0; k < h->stream->n_chans;
+         k++) { /* every rank makes its groups in the order of the channels */
+        const td_comm *c = &h->p->comms[h->p->ranks[h->rank].chans[k].comm];
+        h->comms[k] = MPI_COMM_NULL;
+        if (c->kind == TD_COMM_PAIR)
+            continue;
+        MPI_Group_incl(world, c->n_ranks, c->ranks, &members);
+        const int code = MPI_Comm_create_group(MPI_COMM_WORLD, members, GROUP_TAG, &h->comms[k]);
+        MPI_Group_free(&members);
+        TD_TRY(st, mpi_failed(h, -1, code, err));
+        MPI_Comm_set_errhandler(h->comms[k], MPI_ERRORS_RETURN);
+    }
+done:
+    MPI_Group_free(&world);
+    return st;
+}
+
+td_status td_host_open(td_arena *a, const td_program *p, int32_t rank, td_host **out, td_err *err)
+{
+    td_status st = TD_OK;
+    td_host *h = TD_NEW(a, td_host, 1);
+    if (h == NULL)
+        return td_fail(err, TD_NOMEM, "rank %d: no memory for the device", (int)rank);
+    *h = (td_host){.p = p, .stream = td_program_stream(p, rank), .rank = rank};
+    h->device = (td_device){.name = "host",
+                            .self = h,
+                            .kernels = &td_host_kernels,
+                            .arena = host_arena,
+                            .transfer = host_transfer,
+                            .collective = host_collective,
+                            .wait = host_wait,
+                            .poll = host_poll,
+                            .now = host_now};
+    h->comms = TD_NEW(a, MPI_Comm, h->stream->n_chans);
+    h->requests = TD_NEW(a, MPI_Request, h->stream->n_ops);
+    h->ended = TD_NEW(a, double, h->stream->n_ops);
+    h->active = TD_NEW(a, int32_t, h->stream->n_ops);
+    if (h->comms == NULL || h->requests == NULL || h->ended == NULL || h->active == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for the device", (int)rank));
+    for (int32_t i = 0; i < h->stream->n_ops; i++)
+        h->requests[i] = MPI_REQUEST_NULL;
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    TD_TRY(st, open_comms(h, err));
+    set_clock(h);
+    *out = h;
+done:
+    return st;
+}
+
+void td_host_close(td_host *h)
+{
+    if (h == NULL)
+        return;
+    for (int32_t k = 0; k < h->stream->n_chans; k++)
+        if (h->comms[k] != MPI_COMM_NULL)
+            MPI_Comm_free(&h->comms[k]);
+    for (piece *p = h->pieces, *next; p != NULL; p = next) {
+        next = p->next;
+        free(p);
+    }
+}
+
+const td_device *td_host_device(const td_host *h)
+{
+    return &h->device;
+}
+
+double td_host_ended(const td_host *h, int32_t op)
+{
+    return h->ended[op];
+}
+
+double td_host_clock_error(const td_host *h)
+{
+    return h->clock_error;
+}
+
+size_t td_host_arena_bytes(const td_host *h)
+{
+    return h->bytes;
+}

@@ -1,0 +1,24 @@
+/* The host device: kernels on this machine's cores, communication through MPI. One process per
+ * rank. */
+#ifndef TANDEM_EXEC_HOST_H
+#define TANDEM_EXEC_HOST_H
+
+#include "exec/device.h"
+
+typedef struct td_host td_host;
+
+/* Needs MPI_Init. Collective over all ranks: makes the program's communicators and sets the clocks
+ * by rank 0's. */
+td_status td_host_open(td_arena *a, const td_program *p, int32_t rank, td_host **out, td_err *err);
+void td_host_close(td_host *h);
+
+const td_device *td_host_device(const td_host *h);
+
+/* When communication of op `op` was last seen to have ended, on the shared clock; 0 if it had none.
+ */
+double td_host_ended(const td_host *h, int32_t op);
+
+double td_host_clock_error(const td_host *h);
+size_t td_host_arena_bytes(const td_host *h);
+
+#endif

@@ -1,0 +1,90 @@
+/*
+ * A pipeline stage on a device: parameters, activations of the microbatches in flight, boundary
+ * buffers, and what each part of the stage's works does. The parts are those of the step program,
+ * executed one by one in their order, so what runs is what was predicted.
+ */
+#ifndef TANDEM_EXEC_STAGE_H
+#define TANDEM_EXEC_STAGE_H
+
+#include "exec/device.h"
+#include "exec/params.h"
+#include "model/lower.h"
+#include "model/pipeline.h"
+
+/* Kept of one layer from its forward to its backward. */
+typedef struct {
+    act *x;        /* input of the layer; of layer n_layers: its output */
+    act *y1, *qkv; /* normed input; q, k, v side by side, rotated */
+    act *ao;       /* attention's output */
+    act *x2, *y2;  /* after attention, and normed */
+    act *gu, *av;  /* gate and up side by side; their product */
+    float *st1, *lse, *st2;
+} td_layer_kept;
+
+/* Of one microbatch in flight. */
+typedef struct {
+    td_layer_kept *layers; /* [n_layers + 1] */
+    act *input;            /* first encoder stage: patches */
+    int32_t *tokens;       /* first language stage: [t], -1 under placeholders */
+    int32_t *target;       /* last language stage: [t], -1 where not counted */
+    act *yf, *logits; /* last stage: normed output; language: logits, which become their gradient */
+    float *stf, *max, *sums;
+    act *p1, *p2, *out; /* last encoder stage: the projector's steps */
+} td_slot;
+
+typedef struct {
+    td_arena *arena;
+    const td_program *program;
+    const td_device *device;
+    const td_pipeline *pipe;
+    td_stage stage;
+    int32_t module, rank, tp_rank, dp_rank, tp_chan, dp_chan;
+    /* Sizes on this rank: tokens, rows of the sequence-parallel region, widths; first_row of its
+     * region. */
+    int64_t t, r, h, q, kv, f, up, vocab, out_width, proj, first_row;
+    bool sp;
+    size_t e; /* bytes of an activation element */
+    td_tensors tensors;
+    td_buckets buckets;
+    act *w;   /* flat parameters */
+    float *g; /* flat gradients */
+    int32_t n_slots;
+    td_slot *slots; /* microbatch mb uses slot mb % n_slots */
+    act *full, *wide1, *wide2,
+        *side;        /* scratch: gathered rows, intermediates, a row-parallel product */
+    act *flow[2];     /* gradient of the running layer, before and after */
+    act *grad_in[2];  /* rings over microbatches: gradients from later stages */
+    act *grad_out[2]; /* and towards earlier ones */
+    act **bridged[2], **bridged_grad[2]; /* [ring][edge] rows from encoders, and their gradients */
+    double loss[2]; /* of the step so far: sum of cross-entropies and counted positions */
+    const struct td_handler *const *handlers; /* [works]: of each part */
+    /* the pass that runs */
+    td_slot *slot;
+    int32_t mb, layer;
+    int side_of_flow;
+    td_err *err;
+} td_stage_run;
+
+/*
+ * Takes everything from the device's arena, initial parameters included. `pipe` is the plan's. An
+ * idle rank has no stage.
+ */
+td_status td_stage_open(td_arena *a, const td_program *p, const td_pipeline *pipe, int32_t rank,
+                        const td_device *device, td_stage_run *out, td_err *err);
+
+typedef td_status (*td_part_done)(void *self, int64_t n_done, td_err *err);
+
+/* Puts the data of microbatch `mb` of step `step` into its slot, before its forward. */
+void td_stage_feed(td_stage_run *s, int64_t step, int32_t mb);
+
+/* Runs the parts of a FORWARD or BACKWARD; `done` (may be NULL) is called after each part. */
+td_status td_stage_pass(td_stage_run *s, int32_t work, int32_t mb, bool backward, td_part_done done,
+                        void *self, td_err *err);
+
+/* Boundary buffers of a microbatch on this rank. */
+act *td_stage_input(const td_stage_run *s, int32_t mb);
+act *td_stage_output(const td_stage_run *s, int32_t mb);
+act *td_stage_grad_in(const td_stage_run *s, int32_t mb);
+act *td_stage_grad_out(const td_stage_run *s, int32_t mb);
+
+#endif
