@@ -103,13 +103,20 @@ static int32_t counterpart(const finder *f, int32_t owner, int32_t op, int32_t c
     return f->ops[stream][f->first[stream][chan] + serial];
 }
 
+/* Leaves without waiting for its receiver. */
+static bool eager(const finder *f, const td_op *op)
+{
+    return td_op_table[op->kind].role == TD_ROLE_EAGER_SEND ||
+           (td_op_table[op->kind].role == TD_ROLE_SEND && f->t->buffered_sends);
+}
+
 static link predecessor(const finder *f, int32_t rank, int32_t op)
 {
     const td_program *p = f->t->program;
     const td_op *o = &td_program_stream(p, rank)->ops[op];
     link best = {.rank = rank, .op = -1};
     before_issue(f, rank, op, &best);
-    if (o->chan < 0 || td_op_table[o->kind].role == TD_ROLE_EAGER_SEND)
+    if (o->chan < 0 || eager(f, o))
         return best;
     const int32_t index = p->ranks[rank].chans[o->chan].comm;
     const td_comm *comm = &p->comms[index];
@@ -117,8 +124,7 @@ static link predecessor(const finder *f, int32_t rank, int32_t op)
         if (comm->ranks[i] != rank && f->t->class_of[comm->ranks[i]] != f->t->class_of[rank]) {
             const int32_t other = counterpart(f, rank, op, index, comm->ranks[i]);
             const td_op *peer = &td_program_stream(p, comm->ranks[i])->ops[other];
-            if (td_op_table[peer->kind].role ==
-                TD_ROLE_EAGER_SEND) /* the message itself, already on its way */
+            if (eager(f, peer)) /* the message itself, already on its way */
                 later(&best, comm->ranks[i], other, td_timeline_end(f->t, comm->ranks[i], other));
             else
                 before_issue(f, comm->ranks[i], other, &best);

@@ -76,7 +76,8 @@ static td_status set_up(const run *r, const td_fold *fold, td_loop *l, td_timeli
                        .rep = rep,
                        .start = start,
                        .end = end,
-                       .folded = fold != NULL};
+                       .folded = fold != NULL,
+                       .buffered_sends = r->o->buffered_sends};
     *out = t;
 done:
     return st;
@@ -152,7 +153,7 @@ td_status td_engine_run(td_arena *a, const td_program *p, const td_topology *top
     td_timeline *t = NULL;
     if (r.tmp == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory to simulate %d ranks", p->world_size));
-    TD_TRY(st, td_scripts_build(r.tmp, p, &r.scripts, err));
+    TD_TRY(st, td_scripts_build(r.tmp, p, o->buffered_sends, &r.scripts, err));
     TD_TRY(st, td_tariffs_build(r.tmp, p, r.scripts, prices, o->rank_factor, &r.tariffs, err));
     if (o->flows != TD_FLOWS_IDEAL)
         TD_TRY(st, find_flows(&r, err));

@@ -54,6 +54,7 @@ typedef struct {
     td_flows flows;
     const td_net *net;         /* needed from the first contention on; NULL there: TD_ABSENT */
     bool no_fold;              /* simulate every rank by itself */
+    bool buffered_sends;       /* every SEND leaves at once, as an EAGER_SEND does */
     const double *rank_factor; /* [world_size] on the gemm seconds of compute ops; NULL: 1 */
     double stall_s; /* wall seconds without progress after which the back-end is given up; 0: 120 */
 } td_engine_options;

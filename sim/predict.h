@@ -53,7 +53,11 @@ typedef struct {
     const td_memory *const *memory; /* [n_modules][pp] */
 } td_prediction;
 
-/* `out->timeline` and all else live in `a`. Fails as td_costs_build() and td_engine_run() do. */
+/*
+ * A step whose sends would wait for one another for ever is predicted as if every send were
+ * buffered, which `out->timeline->buffered_sends` says. `out->timeline` and all else live in `a`.
+ * Fails as td_costs_build() and td_engine_run() do.
+ */
 td_status td_predict(td_arena *a, const td_program *p, const td_predict_options *o,
                      td_prediction *out, td_err *err);
 

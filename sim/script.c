@@ -106,7 +106,7 @@ done:
 
 /* Slots: ops of the same work, or of the same channel, kind and size. Ordinals: counted per
  * channel. */
-static td_status number(draft *d, td_intern *slots, int32_t *n_on_chan, td_err *err)
+static td_status number(draft *d, bool buffered, td_intern *slots, int32_t *n_on_chan, td_err *err)
 {
     const td_stream *s = d->script.stream;
     for (int32_t i = 0; i < s->n_ops; i++) {
@@ -118,6 +118,8 @@ static td_status number(draft *d, td_intern *slots, int32_t *n_on_chan, td_err *
             return td_fail(err, TD_NOMEM, "no memory for the prices of %d ops", s->n_ops);
         d->slot_op[slot] = i;
         d->ops[i].role = (uint8_t)td_op_table[op->kind].role;
+        if (buffered && td_op_table[op->kind].role == TD_ROLE_SEND)
+            d->ops[i].role = TD_ROLE_EAGER_SEND;
         d->ops[i].lane = op->lane;
         d->ops[i].chan = op->chan;
         d->ops[i].slot = slot;
@@ -127,7 +129,8 @@ static td_status number(draft *d, td_intern *slots, int32_t *n_on_chan, td_err *
     return TD_OK;
 }
 
-static td_status build(td_arena *a, td_arena *tmp, const td_stream *s, td_script *out, td_err *err)
+static td_status build(td_arena *a, td_arena *tmp, const td_stream *s, bool buffered,
+                       td_script *out, td_err *err)
 {
     td_status st = TD_OK;
     td_intern slots = {0};
@@ -144,7 +147,7 @@ static td_status build(td_arena *a, td_arena *tmp, const td_stream *s, td_script
         for (uint32_t k = 0; k < s->ops[i].n_deps; k++)
             TD_TRY(st, check_dep(s, i, &s->deps[s->ops[i].dep_first + k], err));
     TD_TRY(st, order(a, &d, n_nexts, n_points, err));
-    TD_TRY(st, number(&d, &slots, n_on_chan, err));
+    TD_TRY(st, number(&d, buffered, &slots, n_on_chan, err));
     *out = d.script;
     out->ops = d.ops;
     out->nexts = d.nexts;
@@ -156,7 +159,8 @@ done:
     return st;
 }
 
-td_status td_scripts_build(td_arena *a, const td_program *p, const td_script **out, td_err *err)
+td_status td_scripts_build(td_arena *a, const td_program *p, bool buffered, const td_script **out,
+                           td_err *err)
 {
     td_status st = TD_OK;
     td_arena *tmp = td_arena_new();
@@ -164,7 +168,7 @@ td_status td_scripts_build(td_arena *a, const td_program *p, const td_script **o
     if (tmp == NULL || scripts == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for %d streams", p->n_streams));
     for (int32_t s = 0; s < p->n_streams; s++)
-        TD_TRY(st, build(a, tmp, &p->streams[s], &scripts[s], err));
+        TD_TRY(st, build(a, tmp, &p->streams[s], buffered, &scripts[s], err));
     *out = scripts;
 done:
     td_arena_free(tmp);

@@ -33,8 +33,9 @@ typedef struct {
     const int32_t *slot_op;        /* [n_slots] an op of each slot */
 } td_script;
 
-/* [p->n_streams] scripts. Fails with TD_PLAN (a dependency that cannot be met in stream order),
- * TD_NOMEM. */
-td_status td_scripts_build(td_arena *a, const td_program *p, const td_script **out, td_err *err);
+/* [p->n_streams] scripts; with `buffered` every SEND plays the role of an EAGER_SEND. Fails with
+ * TD_PLAN (a dependency that cannot be met in stream order), TD_NOMEM. */
+td_status td_scripts_build(td_arena *a, const td_program *p, bool buffered, const td_script **out,
+                           td_err *err);
 
 #endif

@@ -21,7 +21,7 @@ typedef struct {
     int64_t n_simulated;         /* ops that went through the event loop */
     int64_t n_flows, n_promoted; /* transfers with a payload; those handed to SimGrid because a link
                                     was shared */
-    bool folded;
+    bool folded, buffered_sends;
     double max_link_load; /* highest sum of lone rates over capacity seen on any link; > 1 means
                              contention */
 } td_timeline;

@@ -17,7 +17,7 @@ foreign='
 ^simgrid/               sim/net_simgrid.c
 ^libfyaml               model/*.c
 ^gsl/                   traces/*|sim/*|tests/*
-^jansson                traces/*|cli/*|tests/*
+^jansson                traces/*|exec/*|cli/*|tests/*
 ^zlib                   traces/*|tests/*
 ^criterion/             tests/*
 ^mpi                    exec/launch.c|exec/host*.c
