@@ -489,6 +489,29 @@ static void digest(td_program *p)
     td_sha256_end(&h, p->digest);
 }
 
+/* A pass waits for all messages of its call, two a bridged lane, and td_op counts them in 16 bits.
+ */
+static td_status check_fan(const lowering *l)
+{
+    td_status st = TD_OK;
+    for (int32_t m = 0; m < l->plan->n_modules && st == TD_OK; m++) {
+        int64_t in = 1, out = 1;
+        for (int32_t e = 0; e < l->pipe.n_edges; e++) {
+            in += l->pipe.edges[e].dst == m ? 2 * (int64_t)l->pipe.bridges[e].parts_per_dst + 1 : 0;
+            out +=
+                l->pipe.edges[e].src == m ? 2 * (int64_t)l->pipe.bridges[e].parts_per_src + 1 : 0;
+        }
+        if (in > UINT16_MAX || out > UINT16_MAX)
+            st =
+                td_fail(l->err, TD_PLAN,
+                        "%s: modules.%s.parallel.dp: one lane exchanges %lld messages a microbatch "
+                        "with other modules' lanes; expected at most %d",
+                        l->plan->file, l->plan->modules[m].name,
+                        (long long)((in > out ? in : out) / 2), UINT16_MAX / 2);
+    }
+    return st;
+}
+
 td_status td_lower(td_arena *a, const td_plan *plan, const td_program **out, td_err *err)
 {
     td_status st = TD_OK;
@@ -498,6 +521,7 @@ td_status td_lower(td_arena *a, const td_plan *plan, const td_program **out, td_
     if (p == NULL)
         TD_TRY(st, no_memory(&l));
     TD_TRY(st, td_pipeline_of_plan(a, plan, &l.pipe, err));
+    TD_TRY(st, check_fan(&l));
     p->plan = plan;
     p->world_size = (int32_t)plan->world_size;
     p->total_stages = l.pipe.total_stages;

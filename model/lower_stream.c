@@ -4,6 +4,9 @@
 
 #include <string.h>
 
+/* Transfer buffers a direction: the memory model counts as many. */
+enum { N_BUFFERS = 2 };
+
 typedef struct {
     int32_t *ops;
     int32_t n, cap;
@@ -23,6 +26,7 @@ typedef struct {
         int32_t edge, peer;
     } * slots;
     int32_t n_slots;               /* pairs; the groups follow */
+    int32_t slot_after[2];         /* the last receive's and the last send's: the next is likely */
     int32_t tp, dp, module, world; /* channels, -1: none */
     td_op *ops;
     int64_t n_ops, cap_ops;
@@ -30,8 +34,9 @@ typedef struct {
     int64_t n_deps, cap_deps;
     uint32_t call;
     int32_t *forward_of, *backward_of; /* [microbatches] op index, -1 before */
-    int32_t last_compute;              /* last op of the compute lane, -1 before */
-    op_list arriving[2];               /* ops that the next forward / backward waits for */
+    int32_t *sent[2];     /* [microbatches] last payload sent forward and backward, -1 before */
+    int32_t last_compute; /* last op of the compute lane, -1 before */
+    op_list arriving[2];  /* ops that the next forward / backward waits for */
     td_move_list moves;
     bool failed;
 } emitter;
@@ -89,20 +94,26 @@ static int32_t put(emitter *x, td_op_kind kind, td_lane lane, int32_t mb, int32_
     return (int32_t)x->n_ops++;
 }
 
-static void depend_on_part(emitter *x, int32_t op, int64_t after_part)
+/* Of an op that the last op does not depend on yet. */
+static void depend_anew(emitter *x, int32_t op, int64_t after_part)
 {
-    if (op < 0 || x->failed)
-        return;
-    td_op *last = &x->ops[x->n_ops - 1];
-    for (uint32_t i = 0; i < last->n_deps; i++)
-        if (x->deps[last->dep_first + i].op == op)
-            return;
     td_dep *deps = more(x, x->deps, x->n_deps, &x->cap_deps, sizeof *deps);
     if (deps == NULL)
         return;
     x->deps = deps;
     x->deps[x->n_deps++] = (td_dep){.op = op, .after_part = (int32_t)after_part};
-    last->n_deps++;
+    x->ops[x->n_ops - 1].n_deps++;
+}
+
+static void depend_on_part(emitter *x, int32_t op, int64_t after_part)
+{
+    if (op < 0 || x->failed)
+        return;
+    const td_op *last = &x->ops[x->n_ops - 1];
+    for (uint32_t i = 0; i < last->n_deps; i++)
+        if (x->deps[last->dep_first + i].op == op)
+            return;
+    depend_anew(x, op, after_part);
 }
 
 static void depend(emitter *x, int32_t op)
@@ -112,20 +123,23 @@ static void depend(emitter *x, int32_t op)
 
 static void depend_all(emitter *x, const op_list *l)
 {
-    for (int32_t i = 0; i < l->n; i++)
-        depend(x, l->ops[i]);
+    for (int32_t i = 0; i < l->n; i++) /* an op arrives once */
+        depend_anew(x, l->ops[i], -1);
 }
 
 /* ---- the pipeline ---- */
 
-static int32_t slot_of(const emitter *x, const td_move *mv)
+static int32_t slot_of(emitter *x, const td_move *mv)
 {
+    const bool sends = mv->kind == TD_MOVE_SEND;
     int32_t found = -1;
-    for (int32_t i = 0; i < x->n_slots && found < 0; i++)
-        if (x->slots[i].sends == (mv->kind == TD_MOVE_SEND) &&
-            x->slots[i].gradient == mv->gradient && x->slots[i].edge == mv->edge &&
-            x->slots[i].peer == mv->peer)
-            found = i;
+    for (int32_t i = 0; i < x->n_slots && found < 0; i++) {
+        const int32_t k = (x->slot_after[sends] + i) % x->n_slots;
+        if (x->slots[k].sends == sends && x->slots[k].gradient == mv->gradient &&
+            x->slots[k].edge == mv->edge && x->slots[k].peer == mv->peer)
+            found = k;
+    }
+    x->slot_after[sends] = found + 1;
     return found;
 }
 
@@ -158,8 +172,13 @@ static void transfers(emitter *x, const td_step_item *item, int32_t from, int32_
             /* int64 extents: three inside a module, rows and width on a bridge */
             put(x, kind, mv->gradient ? TD_LANE_BWD : TD_LANE_FWD, mv->mb, slot_of(x, mv), -1,
                 shape ? (mv->edge < 0 ? 24 : 16) : message_bytes(x, mv));
+            const int32_t *done = mv->gradient ? x->backward_of : x->forward_of;
             if (sends)
-                depend(x, mv->gradient ? x->backward_of[mv->mb] : x->forward_of[mv->mb]);
+                depend(x, done[mv->mb]);
+            else if (!shape && mv->mb >= N_BUFFERS) /* whoever reads the buffer before */
+                depend(x, done[mv->mb - N_BUFFERS]);
+            if (sends && !shape && !x->failed)
+                x->sent[mv->gradient][mv->mb] = (int32_t)x->n_ops - 1;
         }
     for (int32_t i = from; i < to; i++) {
         const td_move *mv = &moves[i];
@@ -172,7 +191,7 @@ static void transfers(emitter *x, const td_step_item *item, int32_t from, int32_
         depend(x, x->last_compute); /* its collectives use the same communicator */
         for (int64_t k = first; k < received; k++)
             if (x->ops[k].kind == TD_OP_RECV)
-                depend(x, (int32_t)k);
+                depend_anew(x, (int32_t)k, -1);
     }
     /* The call is one group: what it delivers is there when all of it has ended. */
     if (item->recv_mb >= 0)
@@ -202,6 +221,9 @@ static void compute(emitter *x, td_op_kind kind, int32_t mb, int32_t work, op_li
 {
     const int32_t op = put(x, kind, TD_LANE_COMPUTE, mb, -1, work, 0);
     depend_all(x, arriving);
+    if (mb >= N_BUFFERS && x->sent[kind == TD_OP_BACKWARD][mb - N_BUFFERS] >= 0)
+        depend(x,
+               x->sent[kind == TD_OP_BACKWARD][mb - N_BUFFERS]); /* its buffer is written again */
     arriving->n = 0;
     (kind == TD_OP_FORWARD ? x->forward_of : x->backward_of)[mb] = op;
 }
@@ -374,10 +396,14 @@ td_status td_lower_stream(td_arena *a, const td_plan *plan, const td_pipeline *p
     td_step_list list = {0};
     x.forward_of = TD_NEW(a, int32_t, m);
     x.backward_of = TD_NEW(a, int32_t, m);
-    if (x.forward_of == NULL || x.backward_of == NULL)
+    x.sent[0] = TD_NEW(a, int32_t, m);
+    x.sent[1] = TD_NEW(a, int32_t, m);
+    if (x.forward_of == NULL || x.backward_of == NULL || x.sent[0] == NULL || x.sent[1] == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for %d microbatches", (int)m));
     memset(x.forward_of, -1, (size_t)m * sizeof(int32_t));
     memset(x.backward_of, -1, (size_t)m * sizeof(int32_t));
+    memset(x.sent[0], -1, (size_t)m * sizeof(int32_t));
+    memset(x.sent[1], -1, (size_t)m * sizeof(int32_t));
     if (at.n_modules > 0) {
         const td_schedule_input in = td_pipeline_schedule_input(pipe, &at, m);
         x.stage = td_stage_of(plan, at.module[0], at.pp_rank[0]);

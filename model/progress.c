@@ -358,7 +358,44 @@ done:
 
 /* ---- small stand-ins for large plans ---- */
 
-static td_grid smaller_grid(const td_grid *g, int32_t first, int32_t lanes_per)
+/* The smallest lane count above `above` that a module has; INT32_MAX if there is none. */
+static int32_t next_lanes(const td_pipeline *p, int32_t above)
+{
+    int32_t next = INT32_MAX;
+    for (int32_t m = 0; m < p->n_modules; m++) {
+        const int32_t dp = td_grid_extent(&p->modules[m].grid, TD_AXIS_DP);
+        if (dp > above && dp < next)
+            next = dp;
+    }
+    return next;
+}
+
+/*
+ * Lane counts of a valid plan are multiples of one another. The k-th smallest becomes 2^k: lanes
+ * that meet at one lane of another module all do the same there, which two of them show.
+ */
+static int32_t fewer_lanes(const td_pipeline *p, int32_t dp)
+{
+    int32_t fewer = 1;
+    for (int32_t n = next_lanes(p, 0); n < dp; n = next_lanes(p, n))
+        fewer *= 2;
+    return fewer;
+}
+
+/* The lane of `dp` that lane `small` of fewer_lanes() stands for: the same digits, in base 2 there
+ * and by the ratios of successive counts here. */
+static int32_t lane_of(const td_pipeline *p, int32_t dp, int32_t small)
+{
+    int32_t lane = 0, before = next_lanes(p, 0);
+    for (int32_t bit = fewer_lanes(p, dp) / 2; bit > 0; bit /= 2) {
+        const int32_t n = next_lanes(p, before);
+        lane = lane * (n / before) + ((small & bit) != 0);
+        before = n;
+    }
+    return lane;
+}
+
+static td_grid smaller_grid(const td_pipeline *p, const td_grid *g, int32_t first)
 {
     td_grid s = *g;
     s.first = first;
@@ -366,7 +403,7 @@ static td_grid smaller_grid(const td_grid *g, int32_t first, int32_t lanes_per)
         if (s.axis[i] == TD_AXIS_TP || s.axis[i] == TD_AXIS_CP)
             s.extent[i] = s.extent[i] < 2 ? s.extent[i] : 2;
         if (s.axis[i] == TD_AXIS_DP)
-            s.extent[i] /= lanes_per;
+            s.extent[i] = fewer_lanes(p, s.extent[i]);
     }
     return s;
 }
@@ -376,18 +413,13 @@ td_status td_pipeline_shrink(td_arena *a, const td_pipeline *p, int32_t *n_micro
 {
     td_status st = TD_OK;
     td_pipe_module *modules = TD_NEW(a, td_pipe_module, p->n_modules);
-    int32_t fewest = INT32_MAX, first = 0, *from;
+    int32_t first = 0, *from;
     const int64_t enough = 4 * (int64_t)p->total_stages + 4;
     if (modules == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for a smaller pipeline"));
-    for (int32_t m = 0; m < p->n_modules; m++)
-        if (td_grid_extent(&p->modules[m].grid, TD_AXIS_DP) < fewest)
-            fewest = td_grid_extent(&p->modules[m].grid, TD_AXIS_DP);
-    for (int32_t m = 0; m < p->n_modules;
-         m++) { /* every lane count is a multiple of the smallest in a valid plan */
-        const int32_t dp = td_grid_extent(&p->modules[m].grid, TD_AXIS_DP);
+    for (int32_t m = 0; m < p->n_modules; m++) {
         modules[m] = p->modules[m];
-        modules[m].grid = smaller_grid(&p->modules[m].grid, first, dp % fewest == 0 ? fewest : 1);
+        modules[m].grid = smaller_grid(p, &p->modules[m].grid, first);
         first += (int32_t)td_grid_size(&modules[m].grid);
     }
     TD_TRY(st, td_pipeline_build(a, modules, p->n_modules, p->edges, p->n_edges, first, out, NULL,
@@ -407,6 +439,7 @@ td_status td_pipeline_shrink(td_arena *a, const td_pipeline *p, int32_t *n_micro
             c.c[TD_AXIS_TP] = td_grid_extent(g, TD_AXIS_TP) - 1;
         if (c.c[TD_AXIS_CP] == 1)
             c.c[TD_AXIS_CP] = td_grid_extent(g, TD_AXIS_CP) - 1;
+        c.c[TD_AXIS_DP] = lane_of(p, td_grid_extent(g, TD_AXIS_DP), c.c[TD_AXIS_DP]);
         TD_TRY(st, td_grid_rank(g, c, &from[r], err));
     }
     *origin = from;

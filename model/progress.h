@@ -50,11 +50,12 @@ td_status td_progress_judge(td_arena *a, const td_pipeline *p, const td_schedule
                             td_progress *out, td_err *err);
 
 /*
- * A pipeline that makes progress exactly when `p` does, with at most two tensor ranks and as few
- * data lanes as the ratios between modules allow: lanes and tensor peers do not wait for one
- * another but in broadcasts, which two ranks show. `origin` gets for each of its ranks a rank of
- * `p` that stands at the same place. `n_micro` is cut to what reaches the steady state and leaves
- * it: later microbatches repeat the same calls.
+ * A pipeline that makes progress exactly when `p` does, with at most two tensor ranks and a lane or
+ * two for each lane of the module with the next fewer: lanes and tensor peers do not wait for one
+ * another but in broadcasts and at the ends of bridges, which two show. `p` is a valid plan's: its
+ * lane counts are multiples of one another. `origin` gets for each of its ranks a rank of `p` that
+ * stands at the same place. `n_micro` is cut to what reaches the steady state and leaves it: later
+ * microbatches repeat the same calls.
  */
 td_status td_pipeline_shrink(td_arena *a, const td_pipeline *p, int32_t *n_micro, td_pipeline *out,
                              const int32_t **origin, td_err *err);

@@ -104,11 +104,20 @@ static td_status no_memory(const builder *b)
 
 /* ---- GPUs ---- */
 
+/* What is wrong with a profile that a cluster asks for is told at the place that asks. */
 static td_status find_profile(const builder *b, const td_node_group *g, const td_profile **out)
 {
+    td_err why = {0};
+    const td_pos at = g->gpu.profile_at;
     if (b->o->profile != NULL)
         return td_profile_find(b->arena, b->o->profile, NULL, NULL, out, b->err);
-    return td_profile_find(b->arena, g->gpu.profile, g->gpu.name, b->cluster->file, out, b->err);
+    const td_status st =
+        td_profile_find(b->arena, g->gpu.profile, g->gpu.name, b->cluster->file, out, &why);
+    if (st != TD_OK && at.line > 0)
+        td_fail(b->err, st, "%s:%d:%d: %s", at.file, (int)at.line, (int)at.column, why.text);
+    else if (st != TD_OK)
+        td_fail(b->err, st, "%s", why.text);
+    return st;
 }
 
 /* One profile for all groups that ask for the same. */

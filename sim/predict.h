@@ -45,7 +45,7 @@ typedef struct {
     td_cost_notes notes; /* what was extrapolated */
     double step_s, tokens_per_s, flops_per_step, mfu, bubble_fraction;
     const td_rank_time *class_time; /* [timeline->n_classes] */
-    const double *class_duty;       /* share of the step that products and attention run */
+    const double *class_duty;       /* share of the step that kernels run, collectives left out */
     const double *class_factor;     /* on their time, for what that duty does to the clock */
     int32_t n_rounds;               /* schedule -> duty -> clock, until nothing moves */
     bool settled;

@@ -42,4 +42,12 @@ for command in show predict; do # warn, proceed
     run $command "$tmp/unequal.yaml"
     exits 0
 done
+# Two ways of different length to language: lanes are not enough, and only buffered sends let the step end.
+depths detour 1 1
+sed -i 's/^step:/edges: [[deep, shallow], [deep, language], [shallow, language]]\n&/' "$tmp/detour.yaml"
+for command in show predict; do
+    run $command "$tmp/detour.yaml"
+    exits 0
+done
+says err 'every send were buffered'
 finish
