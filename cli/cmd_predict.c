@@ -3,6 +3,7 @@
 #include "cli/cli.h"
 #include "cli/picture.h"
 #include "model/program_check.h"
+#include "model/text.h"
 #include "sim/trace_out.h"
 
 #include <jansson.h>
@@ -142,8 +143,8 @@ static void print_summary(const answer *w)
 {
     const td_prediction *p = &w->p;
     char text[64];
-    printf("%s on %lld GPUs (%s)\n\n", w->plan->name, (long long)w->program->world_size,
-           w->backend->name);
+    printf("%s on %lld GPUs (%s)\n\n", td_text_show(w->a, w->plan->name, strlen(w->plan->name)),
+           (long long)w->program->world_size, w->backend->name);
     printf("  step time     %s\n", td_text_seconds(p->step_s, text, sizeof text));
     printf("  throughput    %.0f tokens/s, %.0f per GPU\n", p->tokens_per_s,
            p->tokens_per_s / w->program->world_size);
@@ -241,7 +242,8 @@ static void print_grounds(const answer *w)
         lowest = c == 0 || p->class_factor[c] < lowest ? p->class_factor[c] : lowest;
         highest = p->class_factor[c] > highest ? p->class_factor[c] : highest;
     }
-    printf("  power: products run %.1f to %.1f %% slower than off the limit (%d rounds%s)\n",
+    printf("  power: products and attention run %.1f to %.1f %% slower than at full clocks (%d "
+           "rounds%s)\n",
            100 * (lowest - 1), 100 * (highest - 1), (int)p->n_rounds,
            p->settled ? "" : ", NOT settled");
     printf("  %lld ops, %lld simulated%s; %lld of %lld flows shared a link; %s\n",

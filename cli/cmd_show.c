@@ -4,11 +4,13 @@
 #include "cli/picture.h"
 #include "model/module.h"
 #include "model/pipeline.h"
+#include "model/text.h"
 #include "sim/predict.h"
 
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
     td_arena *a;
@@ -197,7 +199,8 @@ done:
 
 static void print_grids(const view *v)
 {
-    printf("%s: %lld ranks, %d stages\n\n", v->plan->name, (long long)v->plan->world_size,
+    printf("%s: %lld ranks, %d stages\n\n",
+           td_text_show(v->a, v->plan->name, strlen(v->plan->name)), (long long)v->plan->world_size,
            (int)v->pipe.total_stages);
     printf("%-12s %3s %3s %3s %3s %3s %9s  %s\n", "module", "tp", "cp", "pp", "dp", "ep", "ranks",
            "stages");

@@ -67,25 +67,20 @@ static int32_t columns(void)
     return n < 60 ? 0 : n > 1000 ? 1000 : (int32_t)n;
 }
 
-static int32_t first_of_stream(const td_program *p, int32_t stream)
+/*
+ * Marks in `begins` [n_streams] the streams whose first rank is the first of its stage: ranks of
+ * one stage need not be neighbours, and may play several streams, which are numbered by their first
+ * rank.
+ */
+static void mark_stages(const td_program *p, bool *begins)
 {
-    int32_t r = 0;
-    while (p->ranks[r].stream != stream)
-        r++;
-    return r;
-}
-
-/* Ranks of one stage need not be neighbours: the first is the one that none before it shares module
- * and stage with. */
-static bool begins_stage(const td_program *p, int32_t rank)
-{
-    const td_stream *s = td_program_stream(p, rank);
-    for (int32_t i = 0; i < p->n_streams; i++) { /* streams are numbered by their first rank */
-        const td_stream *other = &p->streams[i];
-        if (other->module == s->module && other->pp_rank == s->pp_rank)
-            return i == p->ranks[rank].stream && first_of_stream(p, i) == rank;
+    for (int32_t i = 0; i < p->n_streams; i++) {
+        int32_t first = 0;
+        while (p->streams[first].module != p->streams[i].module ||
+               p->streams[first].pp_rank != p->streams[i].pp_rank)
+            first++;
+        begins[i] = first == i;
     }
-    return false;
 }
 
 td_status td_picture_print(td_arena *a, FILE *out, const td_prediction *p, int32_t rank,
@@ -101,13 +96,18 @@ td_status td_picture_print(td_arena *a, FILE *out, const td_prediction *p, int32
                                 stages     ? p->program->n_streams
                                 : rank < 0 ? world
                                            : 1);
-    if (rows == NULL)
+    bool *begins = TD_NEW(a, bool, p->program->n_streams);
+    if (rows == NULL || begins == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the chart"));
     if (p->step_s <= 0)
         goto done;
-    for (int32_t r = 0; r < world; r++)
-        if (rank < 0 ? !stages || begins_stage(p->program, r) : r == rank)
+    mark_stages(p->program, begins);
+    for (int32_t r = 0; r < world; r++) {
+        bool *first = &begins[p->program->ranks[r].stream];
+        if (rank < 0 ? !stages || *first : r == rank)
             TD_TRY(st, row(a, p, r, &rows[n++], err));
+        *first = false;
+    }
     if (stages)
         fprintf(out, "the first rank of every stage, of %d ranks\n", (int)world);
     TD_TRY(st, td_chart_print(out, rows, n, p->step_s, &o, err));
