@@ -61,6 +61,7 @@ static td_status collectives(td_arena *a, listing *l, td_err *err)
     return TD_OK;
 }
 
+/* A line shows where the data are from; the rest of the source is in the file and in the JSON. */
 static td_status profiles(td_arena *a, listing *l, td_err *err)
 {
     td_status st = TD_OK;
@@ -68,8 +69,10 @@ static td_status profiles(td_arena *a, listing *l, td_err *err)
     const td_profile *const *all;
     TD_TRY(st, td_profile_list(a, &n, &all, err));
     for (int32_t i = 0; i < n; i++)
-        row(l, all[i]->name, td_arena_printf(a, "%s; %s", all[i]->gpu, all[i]->source), "trust",
-            td_trust_names[all[i]->trust]);
+        row(l, all[i]->name,
+            td_arena_printf(a, "%s; %.*s", all[i]->gpu,
+                            l->json ? -1 : (int)strcspn(all[i]->source, ";"), all[i]->source),
+            "trust", td_trust_names[all[i]->trust]);
 done:
     return st;
 }

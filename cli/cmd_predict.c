@@ -57,13 +57,13 @@ static void warn_memory(const answer *w)
 
 static void warn_notes(const answer *w)
 {
+    enum { MOST = 3 };
     int32_t shown = 0;
-    for (const td_cost_note *n = w->p.notes.head; n != NULL; n = n->next)
-        if (shown++ < 8)
-            fprintf(stderr, "warning: extrapolated: %s: %s\n", n->what, n->why);
-    if (shown > 8)
+    for (const td_cost_note *n = w->p.notes.head; n != NULL && shown < MOST; n = n->next, shown++)
+        fprintf(stderr, "warning: extrapolated: %s: %s\n", n->what, n->why);
+    if (w->p.notes.n > shown)
         fprintf(stderr, "warning: ... and %d more; --json lists them all, --strict refuses them\n",
-                (int)shown - 8);
+                (int)(w->p.notes.n - shown));
 }
 
 /* ---- JSON ---- */

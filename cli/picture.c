@@ -59,6 +59,14 @@ static bool speaks_utf8(void)
     return false;
 }
 
+/* A dumb terminal shows escapes as text. */
+static bool shows_colour(FILE *out)
+{
+    const char *term = getenv("TERM");
+    const bool dumb = term != NULL && strcmp(term, "dumb") == 0;
+    return isatty(fileno(out)) != 0 && !dumb && getenv("NO_COLOR") == NULL;
+}
+
 /* Columns of the terminal, as the shell knows them. */
 static int32_t columns(void)
 {
@@ -87,8 +95,8 @@ td_status td_picture_print(td_arena *a, FILE *out, const td_prediction *p, int32
                            td_err *err)
 {
     td_status st = TD_OK;
-    const bool terminal = isatty(fileno(out)) != 0 && getenv("NO_COLOR") == NULL;
-    const td_chart_options o = {.width = columns(), .colour = terminal, .utf8 = speaks_utf8()};
+    const td_chart_options o = {
+        .width = columns(), .colour = shows_colour(out), .utf8 = speaks_utf8()};
     const int32_t world = p->program->world_size;
     const bool stages = rank < 0 && world > MAX_ROWS; /* more would not be read */
     int32_t n = 0;

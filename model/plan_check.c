@@ -350,7 +350,7 @@ void td_plan_check(td_plan_draft *d)
 {
     const td_plan *plan = &d->plan;
     bool all_known = true, trains = false;
-    if (plan->language < 0)
+    if (plan->language < 0 && !d->modules_cut)
         td_diag_error(d->reader->diags, d->modules_at, "modules", "language_module_missing",
                       "has no module named `language`; expected exactly one");
     for (int32_t i = 0; i < plan->n_modules; i++) {

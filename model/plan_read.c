@@ -289,6 +289,7 @@ static void read_modules(td_plan_draft *d, const td_yaml *node)
             td_diag_error(r->diags, map.at, "modules", "out_of_range",
                           "there are %d modules; expected at most %d", map.n, TD_MAX_MODULES);
             map.n = TD_MAX_MODULES;
+            d->modules_cut = true;
         }
     }
     d->modules = td_reader_alloc(r, map.n, sizeof *d->modules);
@@ -527,7 +528,7 @@ void td_plan_read(td_reader *r, const td_yaml *root, const char *file, td_plan_d
     if (s.rank_order != NULL)
         read_rank_order(d, s.rank_order);
     read_modules(d, s.modules);
-    if (s.edges != NULL)
+    if (s.edges != NULL && !d->modules_cut) /* they may name what was not read */
         read_edges(d, s.edges);
     read_step(d, s.step);
     read_optimizer(d, s.optimizer);

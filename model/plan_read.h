@@ -29,6 +29,7 @@ typedef struct {
     td_pos (*written)[TD_MAX_MODULES];
     td_map root, step;
     td_pos modules_at;
+    bool modules_cut; /* there are more than TD_MAX_MODULES; only the first ones were read */
     bool edges_written, edges_known; /* there is an `edges`; every row of it was readable */
 } td_plan_draft;
 

@@ -5,7 +5,9 @@
  *     format: tandem-profile, version: 1, name, gpu, trust, source
  *     peak: {bf16_tflop_s, fp32_tflop_s, memory_gb_s, memory_gb, link_gb_s}      10^12 and 10^9
  *     kernel_gap_us
- *     efficiency: {gemm, attention, memory}                                      in (0, 1]
+ *     efficiency: {gemm_fwd, gemm_dgrad, gemm_wgrad, attention_fwd, attention_bwd,
+ *                  sendrecv, all_reduce, ... (every collective), memory}         in (0, 1]
+ *     latency_us: {gemm_fwd, ... (the same, without memory)}
  *     gemm: {columns: [m, n, k, fwd_us, dgrad_us, wgrad_us], rows}               null: not measured
  *     attention: {columns: [batch, seq, heads, head_dim, causal, fwd_us, bwd_us], rows}
  *     memory: {copy, norm, adam, ...: {columns: [bytes, us], rows}}
@@ -558,12 +560,23 @@ static td_status read_peak(const reader *r, const td_yaml *node, td_profile *p)
     return read_numbers(r, node, "peak", numbers, 5);
 }
 
-static td_status read_efficiency(const reader *r, const td_yaml *node, td_profile *p)
+/* A number for each kind of work and, where there is a `memory` to read, for passes over it. */
+static td_status read_by_work(const reader *r, const td_yaml *node, const char *path, kind k,
+                              double scale, td_by_work *out, double *memory)
 {
-    const number numbers[] = {{"gemm", SHARE, 1, &p->gemm_efficiency, false},
-                              {"attention", SHARE, 1, &p->attention_efficiency, false},
-                              {"memory", SHARE, 1, &p->memory_efficiency, false}};
-    return read_numbers(r, node, "efficiency", numbers, 3);
+    enum { N_KERNELS = 5 };
+    number numbers[N_KERNELS + TD_N_COLLS + 1] = {
+        {"gemm_fwd", k, scale, &out->gemm[TD_PASS_FORWARD], false},
+        {"gemm_dgrad", k, scale, &out->gemm[TD_PASS_DGRAD], false},
+        {"gemm_wgrad", k, scale, &out->gemm[TD_PASS_WGRAD], false},
+        {"attention_fwd", k, scale, &out->attention[0], false},
+        {"attention_bwd", k, scale, &out->attention[1], false}};
+    int32_t n = N_KERNELS;
+    for (int32_t i = 0; i < TD_N_COLLS; i++)
+        numbers[n++] = (number){td_collectives[i]->name, k, scale, &out->collective[i], false};
+    if (memory != NULL)
+        numbers[n++] = (number){"memory", k, scale, memory, false};
+    return read_numbers(r, node, path, numbers, n);
 }
 
 static td_status read_trust(const reader *r, const td_yaml *v, td_profile *p)
@@ -579,17 +592,18 @@ static td_status read_trust(const reader *r, const td_yaml *v, td_profile *p)
 
 static td_status read_profile(const reader *r, const td_yaml *root, td_profile *p)
 {
-    enum { FORMAT, V, NAME, GPU, TRUST, SOURCE, PEAK, GAP, EFF, GEMM, ATT, MEM, COLL, OVER, DUTY };
+    enum { FMT, V, NAME, GPU, TRUST, FROM, PEAK, GAP, EFF, LAT, GEMM, ATT, MEM, COLL, OVER, DUTY };
     static const column duty[] = {{"busy", SHARE}, {"factor", FACTOR}};
-    field f[] = {[FORMAT] = {.key = "format", .required = true},
+    field f[] = {[FMT] = {.key = "format", .required = true},
                  [V] = {.key = "version", .required = true},
                  [NAME] = {.key = "name", .required = true},
                  [GPU] = {.key = "gpu", .required = true},
                  [TRUST] = {.key = "trust", .required = true},
-                 [SOURCE] = {.key = "source", .required = true},
+                 [FROM] = {.key = "source", .required = true},
                  [PEAK] = {.key = "peak", .required = true},
                  [GAP] = {.key = "kernel_gap_us", .required = true},
                  [EFF] = {.key = "efficiency", .required = true},
+                 [LAT] = {.key = "latency_us", .required = true},
                  [GEMM] = {.key = "gemm"},
                  [ATT] = {.key = "attention"},
                  [MEM] = {.key = "memory"},
@@ -598,16 +612,19 @@ static td_status read_profile(const reader *r, const td_yaml *root, td_profile *
                  [DUTY] = {.key = "duty"}};
     td_status st = TD_OK;
     TD_TRY(st, read_fields(r, root, "profile", f, sizeof f / sizeof *f));
-    TD_TRY(st, expect_text(r, f[FORMAT].value, "format", "tandem-profile"));
+    TD_TRY(st, expect_text(r, f[FMT].value, "format", "tandem-profile"));
     TD_TRY(st, expect_text(r, f[V].value, "version", "1"));
     TD_TRY(st, read_text(r, f[NAME].value, "name", &p->name));
     TD_TRY(st, read_text(r, f[GPU].value, "gpu", &p->gpu));
     TD_TRY(st, read_trust(r, f[TRUST].value, p));
-    TD_TRY(st, read_text(r, f[SOURCE].value, "source", &p->source));
+    TD_TRY(st, read_text(r, f[FROM].value, "source", &p->source));
     TD_TRY(st, read_peak(r, f[PEAK].value, p));
     TD_TRY(st, read_number(r, f[GAP].value, "kernel_gap_us", NOT_NEGATIVE, &p->kernel_gap_s));
     p->kernel_gap_s *= 1e-6;
-    TD_TRY(st, read_efficiency(r, f[EFF].value, p));
+    TD_TRY(st, read_by_work(r, f[EFF].value, "efficiency", SHARE, 1, &p->efficiency,
+                            &p->memory_efficiency));
+    TD_TRY(st,
+           read_by_work(r, f[LAT].value, "latency_us", NOT_NEGATIVE, 1e-6, &p->latency_s, NULL));
     if (f[GEMM].value != NULL)
         TD_TRY(st, read_gemm(r, f[GEMM].value, p));
     if (f[ATT].value != NULL)

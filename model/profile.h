@@ -51,16 +51,24 @@ typedef struct {
     double compute;  /* >= 1: factor on compute's time beside the transfer */
 } td_overlap;
 
+/* One number for each kind of work that a roofline tells apart. */
+typedef struct {
+    double gemm[3];      /* by td_pass: forward, data gradient, weight gradient */
+    double attention[2]; /* forward, backward */
+    double collective[TD_N_COLLS];
+} td_by_work;
+
 typedef struct {
     const char *file, *name, *gpu, *source;
     td_trust trust;
     /* Datasheet peaks, dense. Physical bounds: no part may be predicted faster. */
     double bf16_flops_per_s, fp32_flops_per_s, memory_bytes_per_s, memory_bytes;
-    double link_bytes_per_s; /* one GPU's port, one direction, where the collectives were measured;
-                                0: not given */
-    double kernel_gap_s;     /* between dependent kernels of one stream */
-    /* Roofline efficiencies in (0, 1]: share of peak that a large enough kernel reaches. */
-    double gemm_efficiency, attention_efficiency, memory_efficiency;
+    double link_bytes_per_s;  /* one GPU's port, one direction, where the collectives were measured;
+                                 0: not given */
+    double kernel_gap_s;      /* between dependent kernels of one stream */
+    double memory_efficiency; /* share of the bandwidth that a large pass over memory reaches */
+    td_by_work efficiency; /* in (0, 1]: share of the peak, or of a link, that large ones reach */
+    td_by_work latency_s;  /* what the smallest ones take; collectives of two ranks in a node */
     int32_t n_gemms;
     const td_gemm_row *gemms; /* empty: roofline only */
     int32_t n_attention;

@@ -23,7 +23,7 @@ typedef struct {
     td_arena *arena;
     td_err *err;
     const char *folders[MAX_FOLDERS];
-    int32_t n_folders;
+    int32_t n_folders, n_given; /* the given ones come first */
     struct {
         const char *name, *path;
     } shipped[MAX_NAMES]; /* by name */
@@ -64,6 +64,7 @@ static td_status add_folders(finder *f)
             TD_TRY(st, add_folder(f, td_arena_printf(f->arena, "%.*s", (int)n, given)));
         given += n + (given[n] == ':');
     }
+    f->n_given = f->n_folders;
     TD_TRY(st, add_folder(f, TD_PROFILE_DIR));
     TD_TRY(st, add_installed(f));
 done:
@@ -94,12 +95,16 @@ static td_status add_shipped(finder *f, const char *folder, const char *entry)
     return TD_OK;
 }
 
-/* A folder that does not exist has no profiles: most of the candidates do not. */
-static td_status look_in(finder *f, const char *folder)
+/* Of the places tandem looks in by itself most do not exist; what the user names does. */
+static td_status look_in(finder *f, const char *folder, bool given)
 {
     td_status st = TD_OK;
     DIR *dir = opendir(folder);
-    if (dir == NULL && errno != ENOENT && errno != ENOTDIR && errno != EACCES)
+    const bool absent = dir == NULL && (errno == ENOENT || errno == ENOTDIR || errno == EACCES);
+    if (dir == NULL && given)
+        return td_fail(f->err, TD_FILE, "%s: cannot open the folder that TANDEM_PROFILES names: %s",
+                       folder, strerror(errno));
+    if (dir == NULL && !absent)
         return td_fail(f->err, TD_FILE, "%s: cannot open the folder: %s", folder, strerror(errno));
     for (const struct dirent *e; dir != NULL && (e = readdir(dir)) != NULL;)
         TD_TRY(st, add_shipped(f, folder, e->d_name));
@@ -114,7 +119,7 @@ static td_status look(finder *f)
     td_status st = TD_OK;
     TD_TRY(st, add_folders(f));
     for (int32_t i = 0; i < f->n_folders; i++)
-        TD_TRY(st, look_in(f, f->folders[i]));
+        TD_TRY(st, look_in(f, f->folders[i], i < f->n_given));
 done:
     return st;
 }

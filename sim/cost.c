@@ -90,6 +90,14 @@ double td_law_peak(const td_profile *profile, const td_part *p)
     return p->fp32 ? profile->fp32_flops_per_s : profile->bf16_flops_per_s;
 }
 
+double td_law_of_work(const td_by_work *of, const td_part *p)
+{
+    if (p->class == TD_PART_ATTENTION)
+        return of->attention[p->pass == TD_PASS_BACKWARD];
+    assert(p->class == TD_PART_GEMM && p->pass <= TD_PASS_WGRAD);
+    return of->gemm[p->pass];
+}
+
 double td_law_bound_part(const td_profile *profile, const td_part *p, double seconds)
 {
     const double flops_s = td_law_flops(p) / td_law_peak(profile, p);
@@ -116,12 +124,14 @@ double td_law_steps(td_coll coll, int32_t ranks)
     return coll == TD_COLL_ALL_REDUCE || coll == TD_COLL_BROADCAST ? fmin(ring, tree) : ring;
 }
 
-td_comm_cost td_law_comm(const td_comm_query *q, double efficiency)
+td_comm_cost td_law_comm(const td_profile *p, const td_comm_query *q)
 {
     if (q->ranks < 2)
         return (td_comm_cost){0};
-    const double alpha = td_law_steps(q->coll, q->ranks) * q->edge_latency_s;
-    const double flow = edge_bytes(q) / (q->edge_bytes_per_s * efficiency);
+    const double pair = td_law_steps(q->coll, 2), all = td_law_steps(q->coll, q->ranks);
+    const double least = fmax(pair * q->edge_latency_s, p->latency_s.collective[q->coll]);
+    const double alpha = least + fmax(0, all - pair) * q->edge_latency_s;
+    const double flow = edge_bytes(q) / (q->edge_bytes_per_s * p->efficiency.collective[q->coll]);
     return td_law_bound_comm(q, alpha, alpha + flow);
 }
 

@@ -9,13 +9,6 @@
 #include "sim/cost.h"
 
 /*
- * Share of an edge's bandwidth that a large message reaches where nothing was measured: NCCL
- * reaches 360 of the 450 GB/s of an H200's port with send/receive on 2 ranks and with all-reduce on
- * 8, 1 GiB each.
- */
-#define TD_LINK_EFFICIENCY 0.8
-
-/*
  * FLOPs that the GPU does for a GEMM or attention part (0 for others). td_part.flops counts the
  * model's instead: nothing for recomputation, and two products where a fused attention backward
  * does five for the forward's two.
@@ -27,6 +20,9 @@ double td_law_bytes(const td_part *part);
 
 /* Peak of the part's precision, FLOP/s. */
 double td_law_peak(const td_profile *profile, const td_part *part);
+
+/* The number for the work of a GEMM or attention part. */
+double td_law_of_work(const td_by_work *of, const td_part *part);
 
 /* `seconds`, or the bound of FLOPs over peak and bytes over memory bandwidth where that is longer.
  */
@@ -44,9 +40,12 @@ td_comm_cost td_law_bound_comm(const td_comm_query *q, double alpha_s, double to
  */
 double td_law_steps(td_coll coll, int32_t ranks);
 
-/* The closed form: steps * latency + edge bytes / (edge bandwidth * efficiency). One rank alone:
- * nothing to do, 0 s. */
-td_comm_cost td_law_comm(const td_comm_query *q, double efficiency);
+/*
+ * The closed form: latency + edge bytes / (edge bandwidth * efficiency). The profile's latency is
+ * that of two ranks in a node; every step that more ranks need, or slower edges for the first ones,
+ * come on top. One rank alone: nothing to do, 0 s.
+ */
+td_comm_cost td_law_comm(const td_profile *profile, const td_comm_query *q);
 
 /* Piecewise linear between the points, exact at them; the first or last value outside. n >= 1. */
 double td_law_curve(const td_curve *curve, double x);

@@ -1,6 +1,6 @@
 /*
  * Measurements where there are any, and between and around them one assumption: a kernel takes a
- * launch, about two gaps between kernels, and what lies above that grows with its work. Numbers
+ * launch, the profile's latency, and what lies above that grows with its work. Numbers
  * below are relative errors on the H200 profile (tests/sim/test_cost.c prints them).
  */
 #include "sim/cost_law.h"
@@ -27,8 +27,7 @@ typedef struct {
 typedef struct {
     int32_t n;
     sample (*row)(const td_profile *profile, int32_t i, int pass);
-    double power; /* work is x * u^power * v, halved by a causal mask */
-    double efficiency;
+    double power;          /* work is x * u^power * v, halved by a causal mask */
     const char *x, *u, *v; /* their names in notes */
     bool strict_group;     /* v and class must have been measured, not only lie in between */
 } surface;
@@ -62,11 +61,10 @@ static sample attention_row(const td_profile *p, int32_t i, int pass)
 static surface surface_of(const td_profile *p, const td_part *part)
 {
     if (part->class == TD_PART_GEMM)
-        return (surface){p->n_gemms, gemm_row, 1, p->gemm_efficiency, "m", "n", "k", false};
+        return (surface){p->n_gemms, gemm_row, 1, "m", "n", "k", false};
     return (surface){.n = p->n_attention,
                      .row = attention_row,
                      .power = 2,
-                     .efficiency = p->attention_efficiency,
                      .x = "batch*heads",
                      .u = "seq",
                      .v = "head_dim",
@@ -290,8 +288,8 @@ static void note_part(td_cost_notes *notes, const td_part *p, const reason *why)
 
 /*
  * Outside the measured box the nearest shape inside it stands in, at its efficiency. A precision
- * that was not measured takes the ratio of the peaks longer; where the peaks are equal the
- * measurement is taken to be of either.
+ * that was not measured takes the ratio of the peaks longer but for its launch; where the peaks are
+ * equal the measurement is taken to be of either.
  */
 static double shape_part(const td_profile *p, const td_part *part, reason *why)
 {
@@ -304,7 +302,7 @@ static double shape_part(const td_profile *p, const td_part *part, reason *why)
         say(why, "not measured: roofline");
         return td_cost_roofline.part(p, part, NULL);
     }
-    const double launch = fmin(2 * p->kernel_gap_s, e.shortest_s);
+    const double launch = fmin(td_law_of_work(&p->latency_s, part), e.shortest_s);
     sample inside = q;
     inside.u = clamp(q.u, e.least.u, e.most.u);
     inside.v = clamp(q.v, e.least.v, e.most.v);
@@ -319,7 +317,7 @@ static double shape_part(const td_profile *p, const td_part *part, reason *why)
     if (s < 0)
         s = scaled(launch, estimate(p, &f, &inside, pass, launch),
                    group_work(&f, &q) / group_work(&f, &inside));
-    return s * slower;
+    return s + fmax(0, s - launch) * (slower - 1);
 }
 
 /*
@@ -400,18 +398,6 @@ static double in_node(const td_profile *p, const td_comm_query *q, double bytes)
     return low_s + (high_s - low_s) * share;
 }
 
-/* Share of its link that the largest message on the most ranks reached. */
-static double link_efficiency(const td_profile *p, td_coll coll)
-{
-    const int32_t n = p->n_collectives[coll];
-    if (n == 0 || p->link_bytes_per_s <= 0)
-        return TD_LINK_EFFICIENCY;
-    const td_coll_curve *c = &p->collectives[coll][n - 1];
-    const double bytes = c->time.x[c->time.n - 1], s = c->time.y[c->time.n - 1];
-    const double rate = td_collectives[coll]->edge_bytes(c->ranks, (uint64_t)bytes) / s;
-    return fmin(1, rate / p->link_bytes_per_s);
-}
-
 static void note_comm(td_cost_notes *notes, const td_comm_query *q, const reason *why)
 {
     char what[96];
@@ -450,7 +436,7 @@ static void comm(const td_profile *p, const td_comm_query *q, td_comm_cost *out,
     reason why = {""};
     if (notes != NULL)
         notes->n_asked++;
-    *out = td_law_comm(q, link_efficiency(p, q->coll));
+    *out = td_law_comm(p, q);
     if (q->ranks < 2)
         return;
     explain(p, q, &why);

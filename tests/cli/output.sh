@@ -15,6 +15,21 @@ says out 'provisional' # what the number rests on
 says out 'critical path'
 says out '[0-9]+(\.[0-9]+)? ?%'
 
+# What a line of a list or of a warning cannot hold is in the JSON.
+run list profiles
+says out '^h200 +provisional +NVIDIA H200; [^;]*$'
+says out '^h100 +datasheet +NVIDIA H100 SXM5; datasheet peaks, all else carried over from measurements of an H200'
+run predict examples/plans/llava-mixed-16gpu.yaml
+[ "$(grep -c 'warning: extrapolated' "$tmp/err")" = 3 ] || fail "$ran: expected three warnings of shapes: $(cat "$tmp/err")"
+says err 'warning: \.\.\. and [0-9]+ more; --json lists them all'
+
+# A dumb terminal is a terminal without colours.
+if command -v script >/dev/null; then
+    colours() { script -qec "env -u NO_COLOR TERM=$1 '$tandem' show '$plan'" /dev/null </dev/null | grep -c $'\033'; }
+    [ "$(colours xterm)" -gt 0 ] || fail "TERM=xterm: no colours"
+    [ "$(colours dumb)" = 0 ] || fail "TERM=dumb: colours"
+fi
+
 run show "$plan"
 rows=$(grep -cE '^ *(rank +)?[0-7] .*[0-9F]' "$tmp/out")
 [ "$rows" -ge 8 ] || fail "$ran: the time chart has $rows rows, expected one for each of 8 ranks"

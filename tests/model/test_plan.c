@@ -610,6 +610,29 @@ Test(plan, language_is_one_module_of_that_name_and_type)
     }
 }
 
+Test(plan, more_modules_than_a_plan_may_have_are_one_error_that_hides_no_language)
+{
+    char text[20000];
+    size_t n = (size_t)snprintf(text, sizeof text, "{cluster: " CLUSTER ", modules: {");
+    for (int i = 0; i < TD_MAX_MODULES; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n,
+                              "e%d: {type: vision, layers: 2, hidden: 64, heads: 4, ffn: 128, "
+                              "seq: 4, input_dim: 12, parallel: {dp: 1, offset: %d}}, ",
+                              i, i);
+    snprintf(text + n, sizeof text - n,
+             "language: {type: language, layers: 2, hidden: 64, heads: 4, ffn: 128, vocab: 100, "
+             "seq: 512, parallel: {dp: 1, offset: 64}}}, edges: [[e0, language]]}");
+    reading r = read_text(text);
+    int told = 0;
+    for (const td_diag *one = r.diags.head; one != NULL; one = one->next) {
+        told += strstr(one->message, "there are 65 modules; expected at most 64") != NULL;
+        cr_expect_str_neq(one->rule, "language_module_missing");
+        cr_expect_null(strstr(one->path, "edges"), "%s", one->message);
+    }
+    cr_expect_eq(told, 1);
+    td_arena_free(r.arena);
+}
+
 Test(plan, what_cannot_be_executed_yet_is_valid_but_named)
 {
     static const struct {

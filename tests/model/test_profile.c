@@ -10,13 +10,22 @@
 #include <time.h>
 #include <unistd.h>
 
+/* The same number for each. */
+#define COLLECTIVES(x)                                                                             \
+    "\"sendrecv\": " x ", \"all_reduce\": " x ", \"reduce_scatter\": " x ", \"all_gather\": " x    \
+    ", \"broadcast\": " x ", \"all_to_all\": " x
+
 /* A whole profile but for what `more` adds, one thing a line. */
 #define HEAD                                                                                       \
     "{\"format\": \"tandem-profile\", \"version\": 1, \"name\": \"x\",\n"                          \
     "\"gpu\": \"X1\", \"trust\": \"calibrated\", \"source\": \"a test\",\n"                        \
     "\"peak\": {\"bf16_tflop_s\": 100, \"fp32_tflop_s\": 10, \"memory_gb_s\": 1000, "              \
     "\"memory_gb\": 64},\n"                                                                        \
-    "\"kernel_gap_us\": 2, \"efficiency\": {\"gemm\": 0.5, \"attention\": 0.4, \"memory\": 0.9}"
+    "\"kernel_gap_us\": 2, \"efficiency\": {\"gemm_fwd\": 0.5, \"gemm_dgrad\": 0.6, "              \
+    "\"gemm_wgrad\": 0.45, \"attention_fwd\": 0.4, \"attention_bwd\": 0.3, " COLLECTIVES(          \
+        "0.7") ", \"memory\": 0.9}, \"latency_us\": {\"gemm_fwd\": 3, \"gemm_dgrad\": 4, "         \
+               "\"gemm_wgrad\": 0, "                                                               \
+               "\"attention_fwd\": 5, \"attention_bwd\": 6, " COLLECTIVES("7") "}"
 
 typedef struct {
     td_arena *arena;
@@ -51,6 +60,13 @@ Test(profile, values_are_read_in_seconds_bytes_and_flops)
     cr_assert_eq(p->bf16_flops_per_s, 100e12);
     cr_assert_eq(p->memory_bytes, 64e9);
     cr_assert_float_eq(p->kernel_gap_s, 2e-6, 1e-20);
+    cr_assert_eq(p->efficiency.gemm[TD_PASS_DGRAD], 0.6);
+    cr_assert_eq(p->efficiency.attention[1], 0.3);
+    cr_assert_eq(p->efficiency.collective[TD_COLL_ALL_TO_ALL], 0.7);
+    cr_assert_eq(p->memory_efficiency, 0.9);
+    cr_assert_float_eq(p->latency_s.gemm[TD_PASS_DGRAD], 4e-6, 1e-18);
+    cr_assert_float_eq(p->latency_s.attention[1], 6e-6, 1e-18);
+    cr_assert_float_eq(p->latency_s.collective[TD_COLL_SENDRECV], 7e-6, 1e-18);
     cr_assert_eq(p->n_gemms, 2);
     cr_assert_eq(p->gemms[0].m, 4, "rows of one weight are sorted by m");
     cr_assert_float_eq(p->gemms[1].s[0], 3e-6, 1e-20);
@@ -125,7 +141,7 @@ ParameterizedTestParameters(profile, what_is_wrong_is_said_with_its_place)
 
 ParameterizedTest(struct bad *b, profile, what_is_wrong_is_said_with_its_place)
 {
-    char text[1200];
+    char text[2000];
     snprintf(text, sizeof text, "%s%s", b->text[0] == ',' ? HEAD : "", b->text);
     loaded l = load(text);
     cr_assert_eq(l.status, TD_FILE, "%s was accepted", b->text);
@@ -225,5 +241,8 @@ Test(profile, a_relative_path_is_taken_from_the_folder_of_the_file_that_names_it
     cr_expect_eq(td_profile_find(a, NULL, "X1", NULL, &p, &err), TD_OK, "%s", err.text);
     unlink(path);
     rmdir(folder);
+    cr_expect_eq(td_profile_find(a, "h200", NULL, NULL, &p, &err), TD_FILE,
+                 "TANDEM_PROFILES names what is not there");
+    cr_expect_not_null(strstr(err.text, folder), "%s", err.text);
     td_arena_free(a);
 }
