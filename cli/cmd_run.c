@@ -1,5 +1,8 @@
 /* `tandem run`: the step, really executed, one process per rank. */
 #include "cli/cli.h"
+#include "exec/checkpoint.h"
+#include "exec/dataset.h"
+#include "exec/inject.h"
 #include "exec/launch.h"
 #include "model/program_check.h"
 
@@ -13,8 +16,21 @@ static const struct {
     const char *name, *program;
 } backends[] = {{"host", "tandem-host"}};
 
-/* What must hold before anything is started. */
-static td_status examine(td_arena *a, const td_plan *plan, bool assume_buffered, td_err *err)
+/* A rank tells a bad token when it comes to it; started by this command, none is ever. */
+static td_status examine_data(td_arena *a, const td_plan *plan, td_err *err)
+{
+    td_status st = TD_OK;
+    td_dataset *data = NULL;
+    TD_TRY(st, td_dataset_open(a, plan, &data, err));
+    TD_TRY(st, td_launched() ? TD_OK : td_dataset_check(data, err));
+done:
+    td_dataset_close(data);
+    return st;
+}
+
+/* What must hold before anything is started, and whether sends have to be buffered. */
+static td_status examine(td_arena *a, const td_plan *plan, bool assume_buffered, bool *buffered,
+                         td_err *err)
 {
     td_status st = TD_OK;
     td_progress progress[TD_N_COMPLETIONS];
@@ -26,18 +42,13 @@ static td_status examine(td_arena *a, const td_plan *plan, bool assume_buffered,
                                "cannot be run",
                                plan->file, plan->modules[plan->edges[i].src].name,
                                plan->modules[plan->edges[i].dst].name));
-    if (plan->n_data > 0)
-        TD_TRY(
-            st,
-            td_fail(err, TD_PLAN,
-                    "%s: data: real samples cannot be run yet; leave `data` out for synthetic ones",
-                    plan->file));
     if (plan->precision != TD_FP32)
         TD_TRY(st, td_fail(err, TD_PLAN,
                            "%s: precision: is bf16, but host computes in fp32; set precision: fp32",
                            plan->file));
     TD_TRY(st, td_plan_progress(a, plan, progress, err));
     const td_completion needs = td_progress_needs(progress);
+    *buffered = needs == TD_COMPLETION_BUFFERED_SENDS;
     if (needs == TD_N_COMPLETIONS || (needs == TD_COMPLETION_BUFFERED_SENDS && !assume_buffered))
         TD_TRY(
             st,
@@ -45,6 +56,20 @@ static td_status examine(td_arena *a, const td_plan *plan, bool assume_buffered,
                     "%s: the step needs buffered sends: %s; --assume-buffered runs it all the same",
                     plan->file,
                     td_progress_text(a, &progress[TD_COMPLETION_BUFFERED_SHAPE_MESSAGES])));
+done:
+    return st;
+}
+
+/* What can be told of checkpoints before anything is started. */
+static td_status examine_checkpoints(td_arena *a, const td_plan *plan, const char *load,
+                                     const char *save, td_err *err)
+{
+    td_status st = TD_OK;
+    const td_checkpoint *there;
+    if (load != NULL)
+        TD_TRY(st, td_checkpoint_open(a, load, plan, &there, err));
+    if (save != NULL)
+        TD_TRY(st, td_checkpoint_prepare(save, err));
 done:
     return st;
 }
@@ -66,9 +91,11 @@ static int run(int argc, char **argv)
     td_arena *a = td_arena_new();
     const td_plan *plan;
     const char *path = NULL, *on = "host", *steps = "5", *warmup = "1", *trace = NULL,
-               *program = NULL;
+               *program = NULL, *save = NULL, *load = NULL, *every = NULL, *detail = NULL,
+               *timeout = "600", *inject = NULL;
     char found[4200];
-    bool json = false, checksums = false, assume_buffered = false, quiet = false, helped;
+    bool json = false, checksums = false, assume_buffered = false, quiet = false, buffered = false,
+         helped;
     const td_option options[] = {
         {NULL, "PLAN", "the plan to run", NULL, &path, true},
         {"--on", "BACKEND", "host: this machine's cores, ranks as processes, fp32", NULL, &on,
@@ -76,21 +103,44 @@ static int run(int argc, char **argv)
         {"--steps", "N", "steps to report (5)", NULL, &steps, false},
         {"--warmup", "W", "real steps before them (1)", NULL, &warmup, false},
         {"-o", "TRACE", "write the measured trace (.json or .json.gz)", NULL, &trace, false},
+        {"--load", "DIR", "continue the checkpoint there, whatever its layout was", NULL, &load,
+         false},
+        {"--save", "DIR", "leave a checkpoint there after the last step", NULL, &save, false},
+        {"--save-every", "N", "with --save: also after every N steps", NULL, &every, false},
+        {"--trace", "fine", "with -o: the parts of every compute op as well", NULL, &detail, false},
         {"--checksums", NULL, "with --json: checksums of every parameter after the last step",
          &checksums, NULL, false},
         {"--assume-buffered", NULL, "run a step that needs buffered sends", &assume_buffered, NULL,
          false},
         {"--quiet", NULL, "no progress on stderr", &quiet, NULL, false},
         {"--json", NULL, "one JSON object", &json, NULL, false},
+        {"--timeout", "S",
+         "end a run in which no rank got on for S seconds (600; 0: never): exit 5, as for "
+         "a rank that dies; ended by a signal (^C), it exits with 128 + its number, as shells do",
+         NULL, &timeout, false},
+        {"--inject", "FAULTS",
+         "slow:RANK:FACTOR, nan:RANK:STEP, kill:RANK:STEP[:OP], or several joined by commas; steps "
+         "of this run, from 0",
+         NULL, &inject, false},
         {0}};
-    char *child[16];
-    int n = 0, code = td_options_read(&td_command_run, options, argc, argv, &helped);
+    char *child[32];
+    td_inject faults; /* read here only to be refused in time */
+    int n = 0, interrupted = 0,
+        code = td_options_read(&td_command_run, options, argc, argv, &helped);
     if (code != TD_EXIT_DONE || helped)
         goto done;
     if (a == NULL)
         TD_TRY(st, td_fail(&err, TD_NOMEM, "no memory"));
+    if (detail != NULL && strcmp(detail, "fine") != 0)
+        TD_TRY(st, td_fail(&err, TD_USAGE, "--trace %s: the only detail is `fine`", detail));
+    if (detail != NULL && trace == NULL)
+        TD_TRY(st, td_fail(&err, TD_USAGE, "--trace fine: needs -o TRACE"));
     TD_TRY(st, whole_number("--steps", steps, &err));
     TD_TRY(st, whole_number("--warmup", warmup, &err));
+    TD_TRY(st, whole_number("--save-every", every, &err));
+    TD_TRY(st, whole_number("--timeout", timeout, &err));
+    if (every != NULL && save == NULL)
+        TD_TRY(st, td_fail(&err, TD_USAGE, "--save-every %s: needs --save DIR", every));
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (strcmp(backends[i].name, on) == 0)
             program = backends[i].program;
@@ -99,7 +149,12 @@ static int run(int argc, char **argv)
                            "backend `%s` is not in this build; the executing backend is host", on));
     TD_TRY(st, td_launch_find(program, found, sizeof found, &err));
     TD_TRY(st, td_cli_load(a, path, &diags, &plan, &err));
-    TD_TRY(st, examine(a, plan, assume_buffered, &err));
+    TD_TRY(st, examine(a, plan, assume_buffered, &buffered, &err));
+    TD_TRY(st,
+           td_inject_read(inject, plan->world_size,
+                          strtol(steps, NULL, 10) + strtol(warmup, NULL, 10), 0, &faults, &err));
+    TD_TRY(st, examine_data(a, plan, &err));
+    TD_TRY(st, examine_checkpoints(a, plan, load, save, &err));
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (plan->world_size > cores && !quiet && !td_launched())
         fprintf(stderr,
@@ -109,30 +164,46 @@ static int run(int argc, char **argv)
     const char *const words[] = {found, path, "--steps", steps, "--warmup", warmup};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         child[n++] = (char *)words[i]; /* exec() does not write */
-    if (trace != NULL) {
-        child[n++] = (char *)"--trace-to";
-        child[n++] = (char *)trace;
-    }
+    const char *const valued[][2] = {{"--trace-to", trace},
+                                     {"--save", save},
+                                     {"--save-every", every},
+                                     {"--load", load},
+                                     {"--inject", inject}};
+    for (size_t i = 0; i < sizeof valued / sizeof *valued; i++)
+        for (int k = 0; valued[i][1] != NULL && k < 2; k++)
+            child[n++] = (char *)valued[i][k];
     if (checksums)
         child[n++] = (char *)"--checksums";
     if (json)
         child[n++] = (char *)"--json";
     if (quiet)
         child[n++] = (char *)"--quiet";
+    if (detail != NULL)
+        child[n++] = (char *)"--fine";
+    if (buffered)
+        child[n++] = (char *)"--buffered";
+    if (isatty(STDERR_FILENO))
+        child[n++] = (char *)"--live";
     child[n] = NULL;
-    TD_TRY(st, td_launch(found, child, (int32_t)plan->world_size, &code, &err));
-    if (code != 0 && code != 1 && code != 3)
-        code = TD_EXIT_RUN;
+    const td_launch_job job = {.program = found,
+                               .argv = child,
+                               .n_ranks = (int32_t)plan->world_size,
+                               .timeout_s = (int32_t)strtol(timeout, NULL, 10)};
+    TD_TRY(st, td_launch(&job, &interrupted, &err));
 done:
     if (st != TD_OK)
         code = td_exit(st, &err);
+    if (interrupted != 0)
+        code = 128 + interrupted;
     td_arena_free(a);
     return code;
 }
 
 const td_command td_command_run = {
     .name = "run",
-    .usage = "PLAN [--on host] [--steps N] [--warmup W] [-o TRACE] [--checksums] [--json] ...",
+    .usage = "PLAN [--on host] [--steps N] [--warmup W] [-o TRACE] [--trace fine] [--save DIR] "
+             "[--load DIR] "
+             "[--checksums] [--json] ...",
     .summary = "execute the step program on real tensors, one process per rank",
     .example = "tandem run examples/plans/tiny-llava-4rank.yaml --steps 10",
     .run = run,

@@ -31,13 +31,26 @@ void td_data_rows(const td_plan *plan, int32_t module, int32_t *first, int32_t *
     *rows = module == plan->language ? 0 : plan->modules[module].seq;
 }
 
+int32_t td_data_text(const td_plan *plan)
+{
+    return placeholders(plan, plan->n_modules);
+}
+
+void td_data_targets(const td_plan *plan, int32_t *tokens, int32_t *target)
+{
+    const int32_t seq = plan->modules[plan->language].seq, text = td_data_text(plan);
+    for (int32_t t = 0; t < seq; t++) {
+        tokens[t] = t < text ? -1 : tokens[t];
+        target[t] = t < text || t + 1 == seq ? -1 : tokens[t + 1];
+    }
+}
+
 void td_data_tokens(const td_plan *plan, int64_t sample, int32_t *tokens, int32_t *target)
 {
     const td_module *m = &plan->modules[plan->language];
     const td_numbers jump = td_numbers_of(plan->seed, "tokens"),
                      keep = td_numbers_of(plan->seed, "tokens.keep");
-    const int32_t text = placeholders(plan, plan->n_modules); /* the first position of text */
-    const int64_t words = m->vocab - 1;                       /* token 0 never occurs */
+    const int64_t words = m->vocab - 1; /* token 0 never occurs */
     int64_t token = 0;
     for (int32_t t = 0; t < m->seq;
          t++) { /* under the placeholders too: what follows hangs on it */
@@ -46,10 +59,9 @@ void td_data_tokens(const td_plan *plan, int64_t sample, int32_t *tokens, int32_
             token = 1 + (31 * token + 17) % words;
         else
             token = 1 + (int64_t)(td_numbers_uniform(&jump, i) * (double)words);
-        tokens[t] = t < text ? -1 : (int32_t)token;
+        tokens[t] = (int32_t)token;
     }
-    for (int32_t t = 0; t < m->seq; t++)
-        target[t] = t < text || t + 1 == m->seq ? -1 : tokens[t + 1];
+    td_data_targets(plan, tokens, target);
 }
 
 void td_data_input(const td_plan *plan, int32_t module, int64_t sample, float *out)

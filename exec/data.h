@@ -1,6 +1,7 @@
 /*
  * What a step is trained on. Synthetic by default: tokens are a learnable sequence, encoder inputs
  * are normal numbers; both depend on the global sample number alone, so every layout sees the same.
+ * exec/dataset.h puts a plan's own samples in their place.
  */
 #ifndef TANDEM_EXEC_DATA_H
 #define TANDEM_EXEC_DATA_H
@@ -18,6 +19,13 @@ int64_t td_data_sample(const td_plan *plan, int64_t step, int32_t module, int32_
  * a placeholder, or it is the last).
  */
 void td_data_tokens(const td_plan *plan, int64_t sample, int32_t *tokens, int32_t *target);
+
+/* The same for tokens that are known at every position, also under placeholders: hides those and
+ * gives the targets. */
+void td_data_targets(const td_plan *plan, int32_t *tokens, int32_t *target);
+
+/* First position of text in the language sequence: the one after every placeholder. */
+int32_t td_data_text(const td_plan *plan);
 
 /* First row and number of rows of module m's placeholders in the language sequence (encoders in
  * module order). */

@@ -3,7 +3,10 @@
 #include "exec/optimizer.h"
 #include "exec/stage.h"
 
+#include <math.h>
+#include <signal.h>
 #include <string.h>
+#include <time.h>
 
 /* Where the payload of a transfer stands: known once the program is. */
 typedef struct {
@@ -11,12 +14,6 @@ typedef struct {
     int64_t shift; /* bytes from the begin of the boundary buffer */
     bool gradient;
 } payload;
-
-/* A span of optimizer state and the tensor it is a part of. */
-typedef struct {
-    const td_tensor *tensor;
-    int64_t first; /* element of the tensor's slice */
-} span_origin;
 
 struct td_driver {
     td_arena *a;
@@ -38,7 +35,7 @@ struct td_driver {
     int64_t shards, shard; /* data lanes that share the state, and which this is */
     td_mimo_config config;
     td_mimo_span *spans;
-    span_origin *origins;
+    td_state_span *origins; /* [n_spans] */
     int32_t n_spans;
     float *tensor_sum; /* buffer of TP_GRAD_ALL_REDUCE */
     int64_t n_updates;
@@ -47,9 +44,12 @@ struct td_driver {
     int32_t success;
     td_mimo_decision decision;
     /* the step that runs */
-    td_op_time *times;
+    td_op_time *times, *parts; /* parts: of the running op, advanced as ops go by */
     int64_t step;
     int32_t running; /* op whose parts are under way */
+    td_watch_slot *watch;
+    td_inject inject;
+    int64_t n_begun; /* steps of this run */
     double last_end;
     td_err *err;
 };
@@ -159,7 +159,11 @@ static void cut_spans(td_driver *d)
                     .n = to - from,
                     .weight = td_mimo_weight(t->counts, d->shards > 1, s->dp_rank),
                     .decay = t->param.decay};
-                d->origins[d->n_spans] = (span_origin){.tensor = t, .first = from - t->offset};
+                d->origins[d->n_spans] = (td_state_span){.tensor = t,
+                                                         .first = from - t->offset,
+                                                         .n = to - from,
+                                                         .m = d->spans[d->n_spans].m,
+                                                         .v = d->spans[d->n_spans].v};
             }
             d->n_spans++;
         }
@@ -183,7 +187,7 @@ static td_status open_state(td_driver *d, td_err *err)
     d->tensor_sum = d->dev->arena(d->dev->self, (size_t)s->buckets.shared * sizeof(float));
     cut_spans(d);
     d->spans = TD_NEW(d->a, td_mimo_span, d->n_spans);
-    d->origins = TD_NEW(d->a, span_origin, d->n_spans);
+    d->origins = TD_NEW(d->a, td_state_span, d->n_spans);
     if (d->m == NULL || d->v == NULL || d->reduced == NULL || d->tensor_sum == NULL ||
         d->spans == NULL || d->origins == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for optimizer state", (int)d->rank));
@@ -290,7 +294,10 @@ static td_status part_done(void *self, int64_t n_done, td_err *err)
     td_status st = TD_OK;
     td_driver *d = self;
     const td_stream *s = d->stream;
+    double now = d->parts == NULL ? 0 : d->dev->now(d->dev->self);
     (void)err;
+    if (d->parts != NULL && n_done > 0)
+        d->parts[n_done - 1].end = now;
     for (int32_t i = d->running + 1; i < s->n_ops && s->ops[i].lane == TD_LANE_DP; i++) {
         const td_dep *dep = &s->deps[s->ops[i].dep_first];
         if (d->issued[i])
@@ -299,7 +306,11 @@ static td_status part_done(void *self, int64_t n_done, td_err *err)
             dep->after_part > n_done)
             break;
         TD_TRY(st, issue(d, i));
+        td_watch_op(d->watch, d->running, &s->ops[d->running]);
+        now = d->parts == NULL ? 0 : d->dev->now(d->dev->self);
     }
+    if (d->parts != NULL && n_done < d->p->works[s->ops[d->running].work].n_flat)
+        d->parts[n_done].start = now;
 done:
     return st;
 }
@@ -320,8 +331,9 @@ static td_status run_forward(td_driver *d, int32_t i)
     const td_op *op = &d->stream->ops[i];
     TD_TRY(st,
            wait_for_sends(d, 0, op->mb - d->stage.n_slots)); /* their buffers are written again */
-    td_stage_feed(&d->stage, d->step, op->mb);
-    TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, false, NULL, NULL, d->err));
+    TD_TRY(st, td_stage_feed(&d->stage, d->step, op->mb, d->err));
+    d->running = i;
+    TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, false, part_done, d, d->err));
 done:
     return st;
 }
@@ -468,31 +480,110 @@ static td_status (*const run_op[TD_N_OPS])(td_driver *d, int32_t i) = {
     [TD_OP_SUCCESS] = run_success,
 };
 
+/* Outside the stage's passes several parts (one a bucket) run as one: they have no times of their
+ * own. */
+static void advance_parts(td_driver *d, int32_t i)
+{
+    const td_op *op = &d->stream->ops[i];
+    const int64_t n = d->p->works[op->work].n_flat;
+    if (op->kind != TD_OP_FORWARD && op->kind != TD_OP_BACKWARD && n == 1)
+        *d->parts = d->times[i];
+    d->parts += n;
+}
+
+/* ---- faults on purpose ---- */
+
+/* Gradients are added to what zeroing left, and a NaN stays in every sum. */
+static void spoil_gradient(td_driver *d)
+{
+    const td_tensors *t = &d->stage.tensors;
+    const float nan = NAN;
+    const td_tensor *victim = NULL;
+    for (int32_t i = 0; i < t->n && victim == NULL; i++)
+        if (t->all[i].param.trainable)
+            victim = &t->all[i];
+    d->dev->kernels->copy(d->dev->self, &nan, d->stage.g + victim->offset, sizeof nan);
+}
+
+/* Lets time pass, but not the communication under way: other ranks do not compute here. */
+static void slow_down(const td_driver *d, double start)
+{
+    const double end = start + d->inject.slow * (d->dev->now(d->dev->self) - start);
+    for (double left = end - start; left > 0; left = end - d->dev->now(d->dev->self)) {
+        const struct timespec nap = {.tv_nsec = (long)(fmin(left, 1e-3) * 1e9)};
+        d->dev->poll(d->dev->self);
+        nanosleep(&nap, NULL);
+    }
+}
+
+static void inject_before(const td_driver *d, int32_t i)
+{
+    if (d->n_begun - 1 == d->inject.kill_step && i == d->inject.kill_op)
+        raise(SIGKILL);
+}
+
+static void inject_after(td_driver *d, int32_t i, double start)
+{
+    const td_op_kind kind = d->stream->ops[i].kind;
+    if (d->n_begun - 1 == d->inject.nan_step && kind == TD_OP_ZERO_GRADS)
+        spoil_gradient(d);
+    if (d->inject.slow > 1 && td_op_table[kind].role == TD_ROLE_COMPUTE)
+        slow_down(d, start);
+}
+
+/* ---- issuing ---- */
+
+static td_status wait_watched(td_driver *d, int32_t op)
+{
+    td_watch_wait(d->watch, op);
+    const td_status st = d->dev->wait(d->dev->self, op, d->err);
+    td_watch_wait(d->watch, -1);
+    return st;
+}
+
 static td_status issue(td_driver *d, int32_t i)
 {
     td_status st = TD_OK;
     const td_op *op = &d->stream->ops[i];
     d->issued[i] = true;
+    td_watch_op(d->watch, i, op);
     for (uint32_t k = op->dep_first; k < op->dep_first + op->n_deps; k++)
-        TD_TRY(st, d->dev->wait(d->dev->self, d->stream->deps[k].op, d->err));
+        TD_TRY(st, wait_watched(d, d->stream->deps[k].op));
+    inject_before(d, i);
+    const double start = d->dev->now(d->dev->self);
     if (d->times != NULL)
-        d->times[i].start = d->dev->now(d->dev->self);
+        d->times[i].start = start;
     TD_TRY(st, run_op[op->kind](d, i));
+    inject_after(d, i, start);
     if (d->times != NULL)
         d->times[i].end = d->dev->now(d->dev->self);
+    if (d->parts != NULL && op->work >= 0)
+        advance_parts(d, i);
 done:
     return st;
 }
 
 /* ---- steps ---- */
 
+int64_t td_driver_parts(const td_program *p, int32_t rank)
+{
+    const td_stream *s = td_program_stream(p, rank);
+    int64_t n = 0;
+    for (int32_t i = 0; i < s->n_ops; i++)
+        n += s->ops[i].work < 0 ? 0 : p->works[s->ops[i].work].n_flat;
+    return n;
+}
+
 td_status td_driver_step(td_driver *d, int64_t step, td_step_result *result, td_op_time *times,
-                         td_err *err)
+                         td_op_time *parts, td_err *err)
 {
     td_status st = TD_OK;
     d->times = times;
+    d->parts = times == NULL ? NULL : parts;
     d->step = step;
     d->err = err;
+    d->n_begun++;
+    td_watch_step(d->watch, step);
     d->waited[0] = d->waited[1] = 0;
     d->stats[0] = d->stats[1] = d->square = 0;
     d->stage.loss[0] = d->stage.loss[1] = 0;
@@ -501,7 +592,7 @@ td_status td_driver_step(td_driver *d, int64_t step, td_step_result *result, td_
         if (!d->issued[i])
             TD_TRY(st, issue(d, i));
     for (int32_t i = 0; i < d->stream->n_ops; i++)
-        TD_TRY(st, d->dev->wait(d->dev->self, i, err));
+        TD_TRY(st, wait_watched(d, i));
     const double end = d->dev->now(d->dev->self);
     result->loss = d->tokens[1] > 0 ? d->tokens[0] / d->tokens[1] : 0;
     result->grad_norm = d->decision.norm;
@@ -541,6 +632,7 @@ td_status td_driver_open(td_arena *a, const td_program *p, int32_t rank, const t
                      .stream = td_program_stream(p, rank),
                      .dev = device,
                      .rank = rank,
+                     .inject = {.slow = 1, .nan_step = -1, .kill_step = -1},
                      .config = td_mimo_config_of(p->plan),
                      .shards = 1};
     d->idle = d->stream->module < 0;
@@ -563,7 +655,47 @@ td_status td_driver_open(td_arena *a, const td_program *p, int32_t rank, const t
     d->last_end = device->now(device->self);
     *out = d;
 done:
+    if (st != TD_OK)
+        td_driver_close(d);
     return st;
+}
+
+td_status td_driver_observe(td_driver *d, td_watch_slot *watch, const td_inject *inject,
+                            td_err *err)
+{
+    d->watch = watch;
+    d->inject = *inject;
+    if (inject->kill_op < 0)
+        d->inject.kill_op = d->stream->n_ops / 2;
+    if (inject->kill_op >= d->stream->n_ops)
+        return td_fail(err, TD_USAGE, "--inject: the ops of rank %d are 0 to %d", (int)d->rank,
+                       (int)d->stream->n_ops - 1);
+    if (inject->nan_step >= 0 && (d->idle || d->stage.buckets.elements == 0))
+        return td_fail(err, TD_USAGE, "--inject: rank %d trains nothing, so no gradient can be NaN",
+                       (int)d->rank);
+    return TD_OK;
+}
+
+void td_driver_close(td_driver *d)
+{
+    if (d != NULL)
+        td_stage_close(&d->stage);
+}
+
+td_run_state td_driver_state(td_driver *d)
+{
+    return (td_run_state){.tensors = d->stage.tensors,
+                          .w = d->stage.w,
+                          .n_spans = d->n_spans,
+                          .spans = d->origins,
+                          .sharded = d->shards > 1,
+                          .lane = d->stage.dp_rank,
+                          .n_updates = &d->n_updates};
+}
+
+void td_driver_resume(td_driver *d)
+{
+    d->last_end = d->dev->now(d->dev->self);
 }
 
 void td_driver_checksums(const td_driver *d,

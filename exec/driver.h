@@ -5,7 +5,10 @@
 #ifndef TANDEM_EXEC_DRIVER_H
 #define TANDEM_EXEC_DRIVER_H
 
+#include "exec/checkpoint.h"
 #include "exec/device.h"
+#include "exec/inject.h"
+#include "exec/watch.h"
 #include "model/pipeline.h"
 
 /* What one step gave. A skipped step has success false and coefficient 0. */
@@ -27,13 +30,31 @@ typedef struct td_driver td_driver;
  * driver. */
 td_status td_driver_open(td_arena *a, const td_program *p, int32_t rank, const td_device *device,
                          td_driver **out, td_err *err);
+void td_driver_close(td_driver *d);
 
 /*
- * One training step. `step` counts all steps, warm-up included; `result` and `times` [ops of the
- * rank's stream; may be NULL] are filled. Collective over all ranks.
+ * Before the first step: where to write what the rank is about to do (NULL: nowhere), and the
+ * faults to make. TD_USAGE for a fault that this rank cannot have.
+ */
+td_status td_driver_observe(td_driver *d, td_watch_slot *watch, const td_inject *inject,
+                            td_err *err);
+
+/* Flattened parts of all compute ops of a rank. */
+int64_t td_driver_parts(const td_program *p, int32_t rank);
+
+/*
+ * One training step. `step` counts all steps, warm-up included; `result`, `times` [ops of the
+ * rank's stream; may be NULL] and `parts` [td_driver_parts(): those of the first compute op, then
+ * of the next; may be NULL] are filled. Collective over all ranks.
  */
 td_status td_driver_step(td_driver *d, int64_t step, td_step_result *result, td_op_time *times,
-                         td_err *err);
+                         td_op_time *parts, td_err *err);
+
+/* The state that a checkpoint holds, in place; an idle rank has none. */
+td_run_state td_driver_state(td_driver *d);
+
+/* The next step begins now: what was done since the last one (a checkpoint) is not a part of it. */
+void td_driver_resume(td_driver *d);
 
 /*
  * This rank's share of the checksums of every parameter tensor it holds: visit(self, name, {sum of

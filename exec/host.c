@@ -5,7 +5,9 @@
 
 #include <limits.h>
 #include <mpi.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { CLOCK_ROUNDS = 32, GROUP_TAG = 1 };
 
@@ -25,6 +27,7 @@ struct td_host {
     double *ended;             /* [n_ops] */
     int32_t *active, n_active; /* ops with a request under way */
     double offset, clock_error;
+    void *send_buffer; /* NULL: sends end when received */
     piece *pieces;
     size_t bytes;
 };
@@ -38,9 +41,10 @@ static double host_now(void *self)
 static void *host_arena(void *self, size_t bytes)
 {
     td_host *h = self;
-    piece *p = calloc(1, sizeof *p + bytes);
-    if (p == NULL)
+    void *aligned = NULL;
+    if (posix_memalign(&aligned, _Alignof(piece), sizeof(piece) + bytes) != 0)
         return NULL;
+    piece *p = memset(aligned, 0, sizeof(piece) + bytes);
     p->next = h->pieces;
     h->pieces = p;
     h->bytes += bytes;
@@ -51,11 +55,12 @@ static void *host_arena(void *self, size_t bytes)
 
 static td_status mpi_failed(const td_host *h, int32_t op, int code, td_err *err)
 {
-    char text[MPI_MAX_ERROR_STRING], label[32] = "a collective inside a stage";
+    char text[MPI_MAX_ERROR_STRING] = "", label[32] = "a collective inside a stage";
     int n;
     if (code == MPI_SUCCESS)
         return TD_OK;
-    MPI_Error_string(code, text, &n);
+    if (MPI_Error_string(code, text, &n) != MPI_SUCCESS || text[0] == '\0')
+        snprintf(text, sizeof text, "MPI's error %d", code);
     if (op >= 0)
         td_op_label(&h->stream->ops[op], label, sizeof label);
     return td_fail(err, TD_RUN, "rank %d, op %d (%s): %s", (int)h->rank, (int)op, label, text);
@@ -81,8 +86,10 @@ static td_status host_transfer(void *self, int32_t op, int32_t chan, bool send, 
     const int peer = h->p->comms[c->comm].ranks[1 - c->me], tag = GROUP_TAG + 1 + c->comm;
     if (bytes > INT_MAX)
         return too_large(h, op, (int64_t)bytes, err);
+    int (*const isend)(const void *, int, MPI_Datatype, int, int, MPI_Comm, MPI_Request *) =
+        h->send_buffer == NULL ? MPI_Isend : MPI_Ibsend;
     const int code =
-        send ? MPI_Isend(buffer, (int)bytes, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &h->requests[op])
+        send ? isend(buffer, (int)bytes, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &h->requests[op])
              : MPI_Irecv(buffer, (int)bytes, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &h->requests[op]);
     started(h, op);
     return mpi_failed(h, op, code, err);
@@ -216,7 +223,27 @@ done:
     return st;
 }
 
-td_status td_host_open(td_arena *a, const td_program *p, int32_t rank, td_host **out, td_err *err)
+/* Room for the sends of two steps: those of one may be under way when the next begins. */
+static td_status attach_buffer(td_host *h, td_err *err)
+{
+    int64_t bytes = 0;
+    for (int32_t i = 0; i < h->stream->n_ops; i++)
+        if (h->stream->ops[i].kind == TD_OP_SEND || h->stream->ops[i].kind == TD_OP_SEND_SHAPE)
+            bytes += 2 * ((int64_t)h->stream->ops[i].bytes + MPI_BSEND_OVERHEAD);
+    if (bytes == 0)
+        return TD_OK;
+    if (bytes > INT_MAX)
+        return td_fail(err, TD_RUN, "rank %d: %lld bytes to buffer, more than MPI can (%d)",
+                       (int)h->rank, (long long)bytes, INT_MAX);
+    h->send_buffer = malloc((size_t)bytes);
+    if (h->send_buffer == NULL)
+        return td_fail(err, TD_NOMEM, "rank %d: no memory to buffer %lld bytes of sends",
+                       (int)h->rank, (long long)bytes);
+    return mpi_failed(h, -1, MPI_Buffer_attach(h->send_buffer, (int)bytes), err);
+}
+
+td_status td_host_open(td_arena *a, const td_program *p, int32_t rank, bool buffered, td_host **out,
+                       td_err *err)
 {
     td_status st = TD_OK;
     td_host *h = TD_NEW(a, td_host, 1);
@@ -242,6 +269,7 @@ td_status td_host_open(td_arena *a, const td_program *p, int32_t rank, td_host *
         h->requests[i] = MPI_REQUEST_NULL;
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     TD_TRY(st, open_comms(h, err));
+    TD_TRY(st, buffered ? attach_buffer(h, err) : TD_OK);
     set_clock(h);
     *out = h;
 done:
@@ -252,6 +280,12 @@ void td_host_close(td_host *h)
 {
     if (h == NULL)
         return;
+    if (h->send_buffer != NULL) {
+        void *buffer;
+        int size;
+        MPI_Buffer_detach(&buffer, &size);
+        free(h->send_buffer);
+    }
     for (int32_t k = 0; k < h->stream->n_chans; k++)
         if (h->comms[k] != MPI_COMM_NULL)
             MPI_Comm_free(&h->comms[k]);

@@ -4,10 +4,13 @@
  */
 #include "exec/driver.h"
 #include "exec/host.h"
+#include "exec/host_checkpoint.h"
 #include "exec/host_kernels.h"
+#include "exec/host_memory.h"
+#include "exec/host_trace.h"
+#include "exec/live.h"
 #include "exec/run_options.h"
 #include "model/program_check.h"
-#include "traces/trace.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -24,26 +27,58 @@ typedef struct {
     const td_program *program;
     td_host *host;
     td_driver *driver;
+    int64_t first_step;      /* 0, or where the loaded run stopped */
     td_step_result *results; /* [n_steps] after the warm-up */
-    td_op_time *times;       /* [n_steps][n_ops] */
+    td_host_trace trace;     /* of those, if one was asked for */
+    bool all_failed;         /* every rank knows and says the same */
+    td_watch_slot *watch;    /* NULL: nobody watches */
 } job;
 
 /* ---- before the first op ---- */
 
+/*
+ * Collective: ranks go on together or not at all. The first rank that has something to say says it
+ * for all, so that the user reads one line whatever the number of ranks.
+ */
+static td_status together(job *j, td_status own, td_err *err)
+{
+    int first = own == TD_OK ? j->world : j->rank, code = (int)own;
+    MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+    if (first == j->world)
+        return TD_OK;
+    MPI_Bcast(&code, 1, MPI_INT, first, MPI_COMM_WORLD);
+    MPI_Bcast(err->text, sizeof err->text, MPI_CHAR, first, MPI_COMM_WORLD);
+    err->status = (td_status)code;
+    j->all_failed = true;
+    return (td_status)code;
+}
+
 /* All ranks must have read the same plan into the same program. */
 static td_status agree(const job *j, td_err *err)
 {
-    char first[65];
-    int same, all;
-    memcpy(first, j->program->digest, sizeof first);
+    const td_plan *p = j->plan;
+    char own[512], first[512];
+    /* What the program does not hold but every rank must agree on. */
+    snprintf(own, sizeof own, "%s %s %d %d %d %a %a %a %a %a %a %d %u", j->program->digest,
+             TD_VERSION, (int)j->o.n_steps, (int)j->o.n_warmup, (int)j->o.buffered, p->optimizer.lr,
+             p->optimizer.beta1, p->optimizer.beta2, p->optimizer.eps, p->optimizer.weight_decay,
+             p->optimizer.clip_grad, (int)p->optimizer.nonfinite, (unsigned)p->seed);
+    memcpy(first, own, sizeof first);
     MPI_Bcast(first, sizeof first, MPI_CHAR, 0, MPI_COMM_WORLD);
-    same = strcmp(first, j->program->digest) == 0;
-    MPI_Allreduce(&same, &all, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
-    if (all)
+    if (strcmp(first, own) == 0)
         return TD_OK;
-    return td_fail(err, TD_RUN, "rank %d: %s; every rank must run the same plan", (int)j->rank,
-                   same ? "another rank has a different step program"
-                        : "the step program differs from that of rank 0");
+    return td_fail(err, TD_RUN,
+                   "step program, version or options of rank %d differ from those of rank 0; every "
+                   "rank must run the same plan with the same tandem",
+                   (int)j->rank);
+}
+
+static td_status trace_room(job *j, td_err *err)
+{
+    if (j->o.trace == NULL)
+        return TD_OK;
+    return td_host_trace_open(j->a, j->program, j->rank, j->o.n_steps, j->o.fine, j->o.trace,
+                              &j->trace, err);
 }
 
 static td_status read_plan(job *j, td_err *err)
@@ -61,56 +96,59 @@ done:
     return st;
 }
 
+/* ---- checkpoints ---- */
+
+static td_status load(job *j, td_err *err)
+{
+    const td_run_state state = td_driver_state(j->driver);
+    const td_status st = td_host_load(j->o.load, j->plan, j->o.quiet, &state, &j->first_step, err);
+    j->all_failed = st != TD_OK;
+    td_driver_resume(j->driver);
+    return st;
+}
+
+/* After so many steps of this run. */
+static td_status save(job *j, int64_t n_steps, td_err *err)
+{
+    const td_run_state state = td_driver_state(j->driver);
+    const td_status st = td_host_save(j->o.save, j->plan, j->first_step + n_steps, &state, err);
+    j->all_failed = st != TD_OK;
+    td_driver_resume(j->driver);
+    return st;
+}
+
 /* ---- the steps ---- */
-
-static void say_progress(const job *j, int32_t i, const td_step_result *r)
-{
-    if (j->rank == 0 && !j->o.quiet)
-        fprintf(stderr, "step %d%s: loss %.6f, grad norm %.4f%s, %.3f s\n", (int)i,
-                i < j->o.n_warmup ? " (warm-up)" : "", r->loss, r->grad_norm,
-                r->success ? "" : ", skipped", r->step_s);
-}
-
-/* On a lane one op follows another; what was only seen late to have ended did not start before the
- * one before it ended. */
-static void put_in_order(const job *j, td_op_time *times)
-{
-    const td_stream *s = td_program_stream(j->program, j->rank);
-    double lane_end[TD_N_LANES] = {0};
-    for (int32_t i = 0; i < s->n_ops; i++) {
-        const double ended = td_host_ended(j->host, i);
-        double *before = &lane_end[s->ops[i].lane];
-        if (s->ops[i].chan >= 0 && ended > times[i].end)
-            times[i].end = ended;
-        times[i].start = fmax(times[i].start, *before);
-        times[i].end = fmax(times[i].end, times[i].start);
-        *before = times[i].end;
-    }
-}
 
 static td_status run_steps(job *j, td_err *err)
 {
     td_status st = TD_OK;
-    const int32_t n_ops = td_program_stream(j->program, j->rank)->n_ops;
+    const td_module *language = &j->plan->modules[j->plan->language];
+    const td_live live = {.terminal = j->o.live,
+                          .first_step = j->first_step,
+                          .n_warmup = j->o.n_warmup,
+                          .n_steps = j->o.n_steps,
+                          .tokens = (double)j->plan->step.microbatches * j->plan->step.micro_batch *
+                                    language->dp * language->seq};
     j->results = TD_NEW(j->a, td_step_result, j->o.n_steps);
-    if (j->o.trace != NULL)
-        j->times = TD_NEW(j->a, td_op_time, (int64_t)n_ops * j->o.n_steps);
-    if (j->results == NULL || (j->o.trace != NULL && j->times == NULL))
+    if (j->results == NULL)
         TD_TRY(st,
                td_fail(err, TD_NOMEM, "no memory for the results of %d steps", (int)j->o.n_steps));
     for (int32_t i = 0; i < j->o.n_warmup + j->o.n_steps; i++) {
         td_step_result spare = {0},
                        *r = i < j->o.n_warmup ? &spare : &j->results[i - j->o.n_warmup];
-        td_op_time *times = j->times == NULL || i < j->o.n_warmup
-                                ? NULL
-                                : j->times + (int64_t)(i - j->o.n_warmup) * n_ops;
+        const int32_t traced = j->o.trace == NULL ? -1 : i - j->o.n_warmup;
         r->module_norms = TD_NEW(j->a, double, j->plan->n_modules);
         if (r->module_norms == NULL)
             TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the norms"));
-        TD_TRY(st, td_driver_step(j->driver, i, r, times, err));
-        if (times != NULL)
-            put_in_order(j, times);
-        say_progress(j, i, r);
+        TD_TRY(st, td_driver_step(j->driver, j->first_step + i, r,
+                                  traced < 0 ? NULL : td_host_trace_times(&j->trace, traced),
+                                  traced < 0 ? NULL : td_host_trace_parts(&j->trace, traced), err));
+        if (traced >= 0)
+            td_host_trace_order(&j->trace, j->host, traced);
+        if (j->rank == 0 && !j->o.quiet)
+            td_live_step(&live, i, r);
+        if (j->o.save_every > 0 && (i + 1) % j->o.save_every == 0)
+            TD_TRY(st, save(j, i + 1, err));
     }
 done:
     return st;
@@ -245,7 +283,8 @@ static void print_text(const job *j, double median)
     printf("%s on %d ranks (host)\n\n%6s %12s %12s %8s %10s\n", j->plan->name, (int)j->world,
            "step", "loss", "grad norm", "clip", "seconds");
     for (int32_t i = 0; i < j->o.n_steps; i++)
-        printf("%6d %12.6f %12.6f %8.4f %10.4f%s\n", (int)(i + j->o.n_warmup), j->results[i].loss,
+        printf("%6lld %12.6f %12.6f %8.4f %10.4f%s\n",
+               (long long)(j->first_step + i + j->o.n_warmup), j->results[i].loss,
                j->results[i].grad_norm, j->results[i].clip_coefficient, j->results[i].step_s,
                j->results[i].success ? "" : "  skipped");
     printf("\nmedian step %.4f s\n", median);
@@ -277,126 +316,73 @@ static void answer(job *j)
     json_decref(steps);
 }
 
-/* ---- the trace ---- */
-
-static td_status write_rank(const job *j, td_trace_writer *w, int32_t rank, const td_op_time *times,
-                            double origin, td_err *err)
+/* Where this rank says what it is about to do, and the faults it makes on purpose. */
+static td_status observe(job *j, td_err *err)
 {
     td_status st = TD_OK;
-    const td_stream *s = td_program_stream(j->program, rank);
-    char label[160];
-    snprintf(label, sizeof label, "rank %d: %s stage %d", (int)rank,
-             s->module < 0 ? "idle" : j->plan->modules[s->module].name, (int)s->pp_rank);
-    TD_TRY(st, td_trace_rank(w, rank, label, err));
-    for (int32_t step = 0; step < j->o.n_steps; step++)
-        for (int32_t i = 0; i < s->n_ops; i++) {
-            const td_op *op = &s->ops[i];
-            const td_op_time *t = &times[(int64_t)step * s->n_ops + i];
-            char name[32];
-            td_op_label(op, name, sizeof name);
-            const int64_t start = llround((t->start - origin) * 1e9),
-                          end = llround((t->end - origin) * 1e9);
-            const td_event e = {.rank = rank,
-                                .lane = op->lane,
-                                .step = step,
-                                .op = i,
-                                .part = -1,
-                                .stage = s->stage,
-                                .mb = op->mb,
-                                .start_ns = start < 0 ? 0 : start,
-                                .duration_ns = end > start ? end - start : 0,
-                                .bytes = op->bytes,
-                                .kind = td_op_table[op->kind].name,
-                                .module = op->module < 0 ? "" : j->plan->modules[op->module].name,
-                                .name = name};
-            TD_TRY(st, td_trace_event(w, &e, err));
-        }
+    td_inject inject;
+    TD_TRY(st, td_inject_read(j->o.inject, j->world, j->o.n_warmup + j->o.n_steps, j->rank, &inject,
+                              err));
+    TD_TRY(st, td_driver_observe(j->driver, j->watch, &inject, err));
 done:
-    return st;
-}
-
-/* Collective: rank 0 writes, one rank after the other. */
-static td_status write_trace(const job *j, td_err *err)
-{
-    td_status st = TD_OK;
-    td_trace_writer *w = NULL;
-    td_trace_meta meta = {.backend = "host",
-                          .plan = j->plan->name,
-                          .profile = "",
-                          .trust = "measured",
-                          .version = TD_VERSION,
-                          .clock_error_s = td_host_clock_error(j->host),
-                          .world_size = j->world,
-                          .n_steps = j->o.n_steps};
-    double origin = INFINITY;
-    const int32_t own = td_program_stream(j->program, j->rank)->n_ops;
-    for (int32_t i = 0; i < own; i++)
-        origin = fmin(origin, j->times[i].start);
-    MPI_Allreduce(MPI_IN_PLACE, &origin, 1, MPI_DOUBLE, MPI_MIN, MPI_COMM_WORLD);
-    memcpy(meta.digest, j->program->digest, sizeof meta.digest);
-    if (j->rank == 0)
-        st = td_trace_create(j->o.trace, &meta, &w, err);
-    for (int32_t r = 0; r < j->world; r++) {
-        const int64_t n = 2 * (int64_t)td_program_stream(j->program, r)->n_ops * j->o.n_steps;
-        td_op_time *times = j->times;
-        if (r != 0 && j->rank == r)
-            MPI_Send(times, (int)n, MPI_DOUBLE, 0, 0, MPI_COMM_WORLD);
-        if (j->rank != 0)
-            continue;
-        if (r != 0) {
-            times = TD_NEW(j->a, td_op_time, n / 2);
-            if (times == NULL) {
-                st = td_fail(err, TD_NOMEM, "no memory for the times of rank %d", (int)r);
-                break;
-            }
-            MPI_Recv(times, (int)n, MPI_DOUBLE, r, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-        }
-        if (st == TD_OK)
-            st = write_rank(j, w, r, times, origin, err);
-    }
-    if (j->rank == 0 && st == TD_OK) {
-        st = td_trace_close(w, err);
-        w = NULL;
-    }
-    td_trace_abandon(w);
     return st;
 }
 
 static td_status work(job *j, td_err *err)
 {
     td_status st = TD_OK;
-    TD_TRY(st, read_plan(j, err));
-    TD_TRY(st, agree(j, err));
-    TD_TRY(st, td_host_open(j->a, j->program, j->rank, &j->host, err));
+    TD_TRY(st, together(j, read_plan(j, err), err));
+    TD_TRY(st, together(j, agree(j, err), err));
+    TD_TRY(st, together(j, td_host_memory_check(j->a, j->program, j->rank, err), err));
+    TD_TRY(st, together(j, trace_room(j, err), err));
+    TD_TRY(st, td_host_open(j->a, j->program, j->rank, j->o.buffered, &j->host, err));
     TD_TRY(st, td_driver_open(j->a, j->program, j->rank, td_host_device(j->host), &j->driver, err));
+    if (j->o.load != NULL)
+        TD_TRY(st, load(j, err));
+    TD_TRY(st, together(j, observe(j, err), err));
     TD_TRY(st, run_steps(j, err));
+    td_watch_phase(j->watch, TD_AT_ANSWER);
+    const int32_t n_steps = j->o.n_warmup + j->o.n_steps, every = j->o.save_every;
+    if (j->o.save != NULL && (every == 0 || n_steps % every != 0 || n_steps == 0))
+        TD_TRY(st, save(j, n_steps, err));
     answer(j);
     if (j->o.trace != NULL)
-        TD_TRY(st, write_trace(j, err));
+        TD_TRY(st, td_host_trace_write(&j->trace, j->host, j->o.trace, err));
 done:
     return st;
 }
 
 int main(int argc, char **argv)
 {
+    static const int exit_code[] = {[TD_OK] = 0,     [TD_PLAN] = 1, [TD_FILE] = 3, [TD_USAGE] = 2,
+                                    [TD_ABSENT] = 4, [TD_RUN] = 5,  [TD_NOMEM] = 5};
     td_status st = TD_OK;
     td_err err = {0};
     job j = {0};
     int code = td_run_options_read(argc, argv, &j.o);
     if (code != 0)
         return code;
+    j.watch = td_watch_join(j.o.watch);
     MPI_Init(NULL, NULL);
     td_host_kernels_open();
     MPI_Comm_rank(MPI_COMM_WORLD, &j.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &j.world);
     j.a = td_arena_new();
     st = j.a == NULL ? td_fail(&err, TD_NOMEM, "no memory") : work(&j, &err);
-    if (st != TD_OK) { /* the others may wait for this rank: end them too */
-        fprintf(stderr, "tandem-host: rank %d: %s\n", (int)j.rank, err.text);
-        MPI_Abort(MPI_COMM_WORLD, st == TD_PLAN ? 1 : st == TD_FILE ? 3 : 5);
+    code = exit_code[st];
+    if (st != TD_OK && j.all_failed) {
+        if (j.rank == 0 && !td_watch_failed(j.watch, st, &err, true))
+            fprintf(stderr, "tandem-host: %s\n", err.text);
+    } else if (st != TD_OK) { /* the others may wait for this rank: end them too */
+        if (!td_watch_failed(j.watch, st, &err, false))
+            fprintf(stderr, "tandem-host: rank %d: %s\n", (int)j.rank, err.text);
+        MPI_Abort(MPI_COMM_WORLD, code);
     }
+    fflush(stdout);
+    td_watch_phase(j.watch, TD_AT_END);
+    td_driver_close(j.driver);
     td_host_close(j.host);
     td_arena_free(j.a);
     MPI_Finalize();
-    return 0;
+    return code;
 }

@@ -16,6 +16,22 @@ int td_run_options_read(int argc, char **argv, td_run_options *out)
             out->n_warmup = (int32_t)strtol(argv[++i], NULL, 10);
         else if (strcmp(argv[i], "--trace-to") == 0 && value)
             out->trace = argv[++i];
+        else if (strcmp(argv[i], "--save") == 0 && value)
+            out->save = argv[++i];
+        else if (strcmp(argv[i], "--save-every") == 0 && value)
+            out->save_every = (int32_t)strtol(argv[++i], NULL, 10);
+        else if (strcmp(argv[i], "--load") == 0 && value)
+            out->load = argv[++i];
+        else if (strcmp(argv[i], "--fine") == 0)
+            out->fine = true;
+        else if (strcmp(argv[i], "--buffered") == 0)
+            out->buffered = true;
+        else if (strcmp(argv[i], "--live") == 0)
+            out->live = true;
+        else if (strcmp(argv[i], "--inject") == 0 && value)
+            out->inject = argv[++i];
+        else if (strcmp(argv[i], "--watch") == 0 && value)
+            out->watch = argv[++i];
         else if (strcmp(argv[i], "--checksums") == 0)
             out->checksums = true;
         else if (strcmp(argv[i], "--json") == 0)
@@ -30,9 +46,11 @@ int td_run_options_read(int argc, char **argv, td_run_options *out)
             return 2;
         }
     }
-    if (out->plan == NULL || out->n_steps < 0 || out->n_warmup < 0) {
+    if (out->plan == NULL || out->n_steps < 0 || out->n_warmup < 0 || out->save_every < 0 ||
+        (out->save_every > 0 && out->save == NULL)) {
         fprintf(stderr, "usage: tandem-host PLAN [--steps N] [--warmup W] [--trace-to F] "
-                        "[--checksums] [--json] [--quiet]\n");
+                        "[--save DIR] [--save-every N] [--load DIR] "
+                        "[--fine] [--buffered] [--live] [--checksums] [--json] [--quiet]\n");
         return 2;
     }
     return 0;

@@ -704,7 +704,7 @@ static const td_handler *handler_of(const td_part *part)
 
 act *td_stage_input(const td_stage_run *s, int32_t mb)
 {
-    return s->slots[mb % s->n_slots].layers[0].x;
+    return s->inputs[mb % s->n_inputs];
 }
 
 act *td_stage_output(const td_stage_run *s, int32_t mb)
@@ -723,23 +723,26 @@ act *td_stage_grad_out(const td_stage_run *s, int32_t mb)
     return s->grad_out[mb & 1];
 }
 
-void td_stage_feed(td_stage_run *s, int64_t step, int32_t mb)
+td_status td_stage_feed(td_stage_run *s, int64_t step, int32_t mb, td_err *err)
 {
+    td_status st = TD_OK;
     const td_plan *plan = s->stage.plan;
     const td_module *m = s->stage.module;
     td_slot *slot = &s->slots[mb % s->n_slots];
     for (int32_t i = 0; i < s->stage.samples; i++) {
         const int64_t sample = td_data_sample(plan, step, s->module, s->dp_rank, mb, i);
         if (m->type->language && (s->stage.first || s->stage.last))
-            td_data_tokens(plan, sample, slot->tokens + (int64_t)i * m->seq,
-                           slot->target + (int64_t)i * m->seq);
+            TD_TRY(st, td_dataset_tokens(s->data, sample, slot->tokens + (int64_t)i * m->seq,
+                                         slot->target + (int64_t)i * m->seq, err));
         if (!m->type->language && s->stage.first)
-            td_data_input(plan, s->module, sample,
-                          (float *)slot->input + (int64_t)i * m->seq * m->input_dim);
+            td_dataset_input(s->data, s->module, sample,
+                             (float *)slot->input + (int64_t)i * m->seq * m->input_dim);
     }
     if (!m->type->language && s->stage.first && s->sp) /* each tensor rank embeds its own rows */
         memmove(slot->input, at(s, slot->input, s->first_row * m->input_dim),
                 (size_t)(s->r * m->input_dim) * s->e);
+done:
+    return st;
 }
 
 td_status td_stage_pass(td_stage_run *s, int32_t work, int32_t mb, bool backward, td_part_done done,
@@ -750,20 +753,20 @@ td_status td_stage_pass(td_stage_run *s, int32_t work, int32_t mb, bool backward
     int64_t n = 0;
     s->mb = mb;
     s->slot = &s->slots[mb % s->n_slots];
+    s->slot->layers[0].x = td_stage_input(s, mb);
     s->err = err;
     s->side_of_flow = 0;
     if (backward && !s->stage.last)
         s->device->kernels->copy(dev(s), td_stage_grad_in(s, mb), s->flow[0],
                                  s->r * s->h * (int64_t)s->e);
+    TD_TRY(st, done(self, 0, err));
     for (int32_t r = 0; r < w->n_runs; r++)
         for (int32_t rep = 0; rep < w->runs[r].repeat; rep++) {
             s->layer = w->runs[r].layer0 < 0 ? -1 : w->runs[r].layer0 + rep * w->runs[r].layer_step;
             for (int32_t i = w->runs[r].first; i < w->runs[r].first + w->runs[r].n; i++) {
                 TD_TRY(st, s->handlers[work][i].run(s, &w->parts[i]));
                 s->device->poll(dev(s));
-                n++;
-                if (done != NULL)
-                    TD_TRY(st, done(self, n, err));
+                TD_TRY(st, done(self, ++n, err));
             }
         }
     if (backward && !s->stage.first && s->stage.input_grad)
@@ -813,18 +816,25 @@ static void cut_layer(const td_stage_run *s, cutter *c, td_layer_kept *l,
     }
 }
 
+/* One set of a layer's buffers serves all layers: what they held is computed again, or there is no
+ * backward to need it. */
+static bool layers_share(const td_stage_run *s)
+{
+    return s->stage.plan->step.recompute == TD_RECOMPUTE_FULL || !s->stage.backward;
+}
+
 static void cut_slot(const td_stage_run *s, cutter *c, td_slot *slot, const td_layer_kept *shared)
 {
     const td_module *m = s->stage.module;
-    const td_recompute again = s->stage.plan->step.recompute;
+    const bool again = s->stage.plan->step.recompute == TD_RECOMPUTE_SELECTIVE && !layers_share(s);
     for (int32_t l = 0; l <= s->stage.n_layers; l++) {
         td_layer_kept *kept_layer = &slot->layers[l];
-        kept_layer->x = cut(c, s->r * s->h, s->e);
+        if (l > 0)
+            kept_layer->x = cut(c, s->r * s->h, s->e);
         if (l == s->stage.n_layers)
             break;
-        cut_layer(s, c, kept_layer, again == TD_RECOMPUTE_FULL ? shared : NULL,
-                  again == TD_RECOMPUTE_SELECTIVE);
-        if (again == TD_RECOMPUTE_SELECTIVE) {
+        cut_layer(s, c, kept_layer, layers_share(s) ? shared : NULL, again);
+        if (again) {
             kept_layer->ao = shared->ao;
             kept_layer->lse = shared->lse;
         }
@@ -862,28 +872,32 @@ static void cut_all(td_stage_run *s, cutter *c)
 {
     const int64_t wide[] = {s->q + 2 * s->kv, s->up, s->f, s->h, s->proj},
                   tall[] = {s->h, s->out_width};
-    const int64_t grad_width = s->stage.last ? s->out_width : s->h;
+    const int64_t grad_width = s->stage.last ? s->out_width : s->h,
+                  rows_in = s->stage.last ? s->t : s->r;
+    const bool receives = s->stage.backward && !(s->stage.last && s->stage.module->type->language);
     td_layer_kept shared = {0};
     s->w = cut(c, s->tensors.elements, s->e);
     s->g = cut(c, s->buckets.elements, sizeof(float));
-    if (s->stage.plan->step.recompute != TD_RECOMPUTE_NONE)
+    if (s->stage.plan->step.recompute != TD_RECOMPUTE_NONE || layers_share(s))
         cut_layer(s, c, &shared, NULL, false);
+    for (int32_t i = 0; i < s->n_inputs; i++)
+        s->inputs[i] = cut(c, s->r * s->h, s->e);
     for (int32_t i = 0; i < s->n_slots; i++)
         cut_slot(s, c, &s->slots[i], &shared);
-    s->full = cut(c, s->t * s->h, s->e);
+    s->full = cut(c, s->sp ? s->t * s->h : 0, s->e);
     s->wide1 = cut(c, s->t * largest(wide, sizeof wide / sizeof *wide), s->e);
     s->wide2 = cut(c, s->t * largest(wide, sizeof wide / sizeof *wide), s->e);
     s->side = cut(c, s->t * largest(tall, sizeof tall / sizeof *tall), s->e);
     for (int32_t i = 0; i < 2; i++) {
         s->flow[i] = cut(c, s->r * s->h, s->e);
-        s->grad_in[i] = cut(c, s->t * grad_width, s->e);
-        s->grad_out[i] = cut(c, s->r * s->h, s->e);
+        s->grad_in[i] = cut(c, receives ? rows_in * grad_width : 0, s->e);
+        s->grad_out[i] = cut(c, s->stage.first || !s->stage.input_grad ? 0 : s->r * s->h, s->e);
         for (int32_t e = 0; s->stage.first && e < s->pipe->n_edges; e++)
             if (s->pipe->edges[e].dst == s->module) {
                 const int64_t rows =
                     (int64_t)s->stage.samples * s->stage.plan->modules[s->pipe->edges[e].src].seq;
                 s->bridged[i][e] = cut(c, rows * s->h, s->e);
-                s->bridged_grad[i][e] = cut(c, rows * s->h, s->e);
+                s->bridged_grad[i][e] = cut(c, s->pipe->edge_gradient[e] ? rows * s->h : 0, s->e);
             }
     }
 }
@@ -967,10 +981,14 @@ td_status td_stage_open(td_arena *a, const td_program *p, const td_pipeline *pip
     TD_TRY(st, td_buckets_of_stage(a, &s.stage, &s.buckets, err));
     TD_TRY(st, td_tensors_of_stage(a, &s.stage, s.tp_rank, &s.tensors, err));
     TD_TRY(st, find_handlers(a, &s, err));
-    s.n_slots = p->total_stages - stream->stage + 1;
+    /* 1F1B holds as many microbatches as there are stages from here on; without a backward one is
+     * sent while the next runs */
+    s.n_slots = s.stage.backward ? p->total_stages - stream->stage : 2;
     s.n_slots = s.n_slots < p->plan->step.microbatches ? s.n_slots : p->plan->step.microbatches;
+    s.n_inputs = s.n_slots + (s.stage.first ? 0 : 1);
+    s.inputs = TD_NEW(a, act *, s.n_inputs);
     s.slots = TD_NEW(a, td_slot, s.n_slots);
-    if (s.slots == NULL)
+    if (s.slots == NULL || s.inputs == NULL)
         TD_TRY(st,
                td_fail(err, TD_NOMEM, "no memory for %d microbatches in flight", (int)s.n_slots));
     for (int32_t i = 0; i < s.n_slots; i++)
@@ -988,7 +1006,14 @@ td_status td_stage_open(td_arena *a, const td_program *p, const td_pipeline *pip
         TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for the stage's buffers", (int)rank));
     cut_all(&s, &c);
     td_tensors_init(&s.tensors, &s.stage, s.w);
+    TD_TRY(st, td_dataset_open(a, p->plan, &s.data, err));
     *out = s;
 done:
     return st;
+}
+
+void td_stage_close(td_stage_run *s)
+{
+    td_dataset_close(s->data);
+    s->data = NULL;
 }

@@ -6,6 +6,7 @@
 #ifndef TANDEM_EXEC_STAGE_H
 #define TANDEM_EXEC_STAGE_H
 
+#include "exec/dataset.h"
 #include "exec/device.h"
 #include "exec/params.h"
 #include "model/lower.h"
@@ -37,6 +38,7 @@ typedef struct {
     const td_program *program;
     const td_device *device;
     const td_pipeline *pipe;
+    td_dataset *data; /* where its samples come from */
     td_stage stage;
     int32_t module, rank, tp_rank, dp_rank, tp_chan, dp_chan;
     /* Sizes on this rank: tokens, rows of the sequence-parallel region, widths; first_row of its
@@ -48,8 +50,10 @@ typedef struct {
     td_buckets buckets;
     act *w;   /* flat parameters */
     float *g; /* flat gradients */
-    int32_t n_slots;
+    int32_t n_slots, n_inputs;
     td_slot *slots; /* microbatch mb uses slot mb % n_slots */
+    act **inputs; /* and inputs[mb % n_inputs], so that the next one can arrive while all slots are
+                     in use */
     act *full, *wide1, *wide2,
         *side;        /* scratch: gathered rows, intermediates, a row-parallel product */
     act *flow[2];     /* gradient of the running layer, before and after */
@@ -66,18 +70,21 @@ typedef struct {
 } td_stage_run;
 
 /*
- * Takes everything from the device's arena, initial parameters included. `pipe` is the plan's. An
- * idle rank has no stage.
+ * Takes everything from the device's arena, initial parameters included, and maps the plan's data.
+ * `pipe` is the plan's. An idle rank has no stage.
  */
 td_status td_stage_open(td_arena *a, const td_program *p, const td_pipeline *pipe, int32_t rank,
                         const td_device *device, td_stage_run *out, td_err *err);
+void td_stage_close(td_stage_run *s);
 
 typedef td_status (*td_part_done)(void *self, int64_t n_done, td_err *err);
 
-/* Puts the data of microbatch `mb` of step `step` into its slot, before its forward. */
-void td_stage_feed(td_stage_run *s, int64_t step, int32_t mb);
+/* Puts the data of microbatch `mb` of step `step` into its slot, before its forward. TD_FILE if the
+ * plan's data is not what it should be. */
+td_status td_stage_feed(td_stage_run *s, int64_t step, int32_t mb, td_err *err);
 
-/* Runs the parts of a FORWARD or BACKWARD; `done` (may be NULL) is called after each part. */
+/* Runs the parts of a FORWARD or BACKWARD; `done` is called before the first (0 done) and after
+ * each. */
 td_status td_stage_pass(td_stage_run *s, int32_t work, int32_t mb, bool backward, td_part_done done,
                         void *self, td_err *err);
 

@@ -33,3 +33,15 @@ void td_op_label(const td_op *op, char *text, int size)
     else
         snprintf(text, (size_t)size, "%s", mnemonic);
 }
+
+void td_op_name(const td_program *p, int32_t rank, const td_op *op, char *text, int size)
+{
+    if (op->chan < 0 || td_op_table[op->kind].role == TD_ROLE_GROUP) {
+        td_op_label(op, text, size);
+        return;
+    }
+    const td_chan *chan = &p->ranks[rank].chans[op->chan];
+    const td_comm *c = &p->comms[chan->comm];
+    snprintf(text, (size_t)size, "%s %d %s rank %d", td_op_table[op->kind].name, (int)op->mb,
+             chan->me == 0 ? "to" : "from", (int)c->ranks[1 - chan->me]);
+}

@@ -179,4 +179,7 @@ td_status td_lower(td_arena *a, const td_plan *plan, const td_program **out, td_
 /* Kind of an op in words a listing can use, e.g. `F3`; writes at most `size` bytes. */
 void td_op_label(const td_op *op, char *text, int size);
 
+/* What a trace viewer writes on the bar of an op of `rank`: the label, or `send 3 to rank 5`. */
+void td_op_name(const td_program *p, int32_t rank, const td_op *op, char *text, int size);
+
 #endif

@@ -10,19 +10,6 @@ static int64_t ns(double seconds)
     return llround(seconds * 1e9);
 }
 
-/* What a viewer writes on the bar. */
-static void name_op(const td_program *p, int32_t rank, const td_op *op, char *text, size_t size)
-{
-    if (op->chan < 0 || td_op_table[op->kind].role == TD_ROLE_GROUP) {
-        td_op_label(op, text, (int)size);
-        return;
-    }
-    const td_chan *chan = &p->ranks[rank].chans[op->chan];
-    const td_comm *c = &p->comms[chan->comm];
-    snprintf(text, size, "%s %d %s rank %d", td_op_table[op->kind].name, (int)op->mb,
-             chan->me == 0 ? "to" : "from", (int)c->ranks[1 - chan->me]);
-}
-
 /* Parts of a compute op, stretched so that together they take what the op took. */
 static td_status children(td_trace_writer *w, const td_prediction *p, int32_t rank, const td_op *op,
                           td_event parent, td_err *err)
@@ -87,7 +74,7 @@ td_status td_prediction_write(td_arena *a, const td_prediction *p, const char *p
             const td_op *op = &s->ops[i];
             const int64_t start = ns(td_timeline_start(p->timeline, rank, i));
             char name[64];
-            name_op(program, rank, op, name, sizeof name);
+            td_op_name(program, rank, op, name, sizeof name);
             const td_event e = {.rank = rank,
                                 .lane = op->lane,
                                 .op = i,
