@@ -13,8 +13,13 @@ import sys
 
 import yaml
 
-# Dense bf16 FLOP/s of the datasheets.
-PEAK = {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 SXM5": 989.5e12, "NVIDIA H200": 989.5e12, "NVIDIA B200": 2250e12}
+# Dense FLOP/s of the datasheets.
+PEAK = {
+    "bf16": {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 SXM5": 989.5e12, "NVIDIA H200": 989.5e12, "NVIDIA B200": 2250e12},
+    "fp32": {"NVIDIA A100-SXM4-80GB": 19.5e12, "NVIDIA H100 SXM5": 67e12, "NVIDIA H200": 67e12, "NVIDIA B200": 80e12},
+}
+# Bytes of a parameter: its weight, and what the optimizer keeps (two moments; beside bf16 a main copy in fp32).
+WEIGHT, KEPT = {"bf16": 2, "fp32": 4}, {"bf16": 12, "fp32": 8}
 
 
 class Module:
@@ -102,6 +107,7 @@ class Plan:
         self.encoders = [m for m in self.modules if not m.language]
         step = text.get("step", {})
         self.microbatches, self.micro_batch = step.get("microbatches", 1), step.get("micro_batch", 1)
+        self.precision = text.get("precision", "bf16")
         self.order = [axis for axis in text.get("rank_order", ["tp", "cp", "dp", "pp"]) if axis != "cp"]
         self.world = max(m.offset + m.ranks for m in self.modules)
 
@@ -127,7 +133,7 @@ class Plan:
 
     def peak(self, m):
         """Of the fastest GPU a module has: the bounds below hold for any of its ranks."""
-        return max(PEAK[self.gpus[r][1]["gpu"]["name"]] for r in range(m.offset, m.offset + m.ranks))
+        return max(PEAK[self.precision][self.gpus[r][1]["gpu"]["name"]] for r in range(m.offset, m.offset + m.ranks))
 
     def stage_seconds(self, m, stage):
         """(forward, backward) of one microbatch at peak speed."""
@@ -147,7 +153,7 @@ class Plan:
         return bound
 
     def data_parallel_bound(self):
-        """Seconds to reduce-scatter fp32 gradients and to gather bf16 parameters: (reduce, gather), of the slowest group."""
+        """Seconds to reduce-scatter fp32 gradients and to gather parameters: (reduce, gather), of the slowest group."""
         reduce, gather = 0.0, 0.0
         for m in self.modules:
             stride = math.prod(getattr(m, axis) for axis in self.order[: self.order.index("dp")])
@@ -158,7 +164,7 @@ class Plan:
                 rate = node["nic_gb_s"] * 1e9
             share = (m.dp - 1) / m.dp / rate
             most = max(m.rank_parameters(s)[1] for s in range(m.pp))
-            reduce, gather = max(reduce, 4 * most * share), max(gather, 2 * most * share)
+            reduce, gather = max(reduce, 4 * most * share), max(gather, WEIGHT[self.precision] * most * share)
         return reduce, gather
 
 
@@ -189,7 +195,7 @@ def check_plan(tandem, path, checks):
     step = answer["step_s"]
 
     flops = plan.flops_per_step()
-    peaks = sum(PEAK[node["gpu"]["name"]] for _, node in plan.gpus[: plan.world])
+    peaks = sum(PEAK[plan.precision][node["gpu"]["name"]] for _, node in plan.gpus[: plan.world])
     checks.close(answer["flops_per_step"], flops, 1e-9, name, "flops_per_step")
     checks.close(answer["mfu"], flops / step / peaks, 1e-3, name, "mfu")
     checks.that(0 < answer["mfu"] < 1, name, f"mfu is {answer['mfu']}")
@@ -210,9 +216,9 @@ def check_plan(tandem, path, checks):
             checks.that(busy >= least, name, f"rank {rank} is busy {busy} s, its products alone need {least} s at peak")
             total, trainable = m.rank_parameters(stage)
             held, where = memory[rank], f"rank {rank} memory_bytes"
-            checks.close(held["weights"], 2 * total, 1e-3, name, f"{where}.weights")
+            checks.close(held["weights"], WEIGHT[plan.precision] * total, 1e-3, name, f"{where}.weights")
             checks.close(held["gradients"], 4 * trainable, 1e-2, name, f"{where}.gradients")
-            checks.close(held["optimizer"], 12 * trainable / m.dp, 2e-2, name, f"{where}.optimizer")
+            checks.close(held["optimizer"], KEPT[plan.precision] * trainable / m.dp, 2e-2, name, f"{where}.optimizer")
             parts = sum(held[part] for part in ("weights", "gradients", "optimizer", "activations", "buffers"))
             checks.close(held["total"], parts, 1e-9, name, f"{where}.total")
             capacity = plan.gpus[rank][1]["gpu"]["memory_gib"] * 2**30
