@@ -30,7 +30,8 @@ typedef struct {
     int64_t shared;
 } td_buckets;
 
-/* A parameter's part of td_buckets.shared: elements of its gradient that tensor ranks add up; 0 for most. */
+/* A parameter's part of td_buckets.shared: elements of its gradient that tensor ranks add up; 0 for
+ * most. */
 int64_t td_param_shared(const td_stage *s, const td_param *p);
 
 td_status td_buckets_of_stage(td_arena *a, const td_stage *s, td_buckets *out, td_err *err);
