@@ -69,6 +69,15 @@ typedef struct {
     td_err *err;
 } td_stage_run;
 
+/* What one kind of part does: exec/stage_parts.c holds the table. NULL for a part that has no
+ * implementation. */
+typedef struct td_handler {
+    const char *name;
+    uint8_t pass; /* td_pass */
+    td_status (*run)(td_stage_run *s, const td_part *part);
+} td_handler;
+const td_handler *td_stage_handler(const td_part *part);
+
 /*
  * Takes everything from the device's arena, initial parameters included, and maps the plan's data.
  * `pipe` is the plan's. An idle rank has no stage.
