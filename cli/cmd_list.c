@@ -1,6 +1,7 @@
 /* `tandem list`: what there is to choose from. */
 #include "cli/backends.h"
 #include "cli/cli.h"
+#include "exec/launch.h"
 #include "model/collective.h"
 #include "model/module.h"
 #include "model/profile.h"
@@ -31,6 +32,9 @@ static td_status backends(td_arena *a, listing *l, td_err *err)
     (void)err;
     for (const td_backend *b = td_backends; b->name != NULL; b++)
         row(l, b->name, b->summary, "state", b->present ? "present" : "absent");
+    char path[4200]; /* executing backends are programs of their own */
+    row(l, "host", "tandem run: this machine's cores, one process per rank over MPI, fp32", "state",
+        td_launch_find("tandem-host", path, sizeof path, NULL) == TD_OK ? "present" : "absent");
     return TD_OK;
 }
 
