@@ -425,7 +425,8 @@ static char **command_line(const td_launch_job *job, const char *ranks, const ch
     return all;
 }
 
-/* By setsid(), apart from the terminal: a ^C on the terminal reaches `tandem run` alone, which then ends all. */
+/* By setsid(), apart from the terminal: a ^C on the terminal reaches `tandem run` alone, which then
+ * ends all. */
 static void become_mpirun(const run *r, char **words, pid_t parent)
 {
     const int null = open("/dev/null", O_RDONLY);
