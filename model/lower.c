@@ -29,7 +29,6 @@ typedef struct {
     outlet *outlets;            /* of all ranks */
     int64_t n_outlets, cap_outlets;
     int64_t *outlet_first; /* [world + 1] */
-    td_step_item probe[4]; /* one call of each direction and side, to enumerate a rank's peers */
     td_stream *streams;
     int32_t n_streams, cap_streams;
     struct role {
@@ -125,21 +124,13 @@ done:
 static td_status peers(lowering *l, const td_position *at, int32_t rank, int32_t call,
                        td_move_list *moves)
 {
-    return td_pipeline_moves(&l->pipe, l->a, at, rank, &l->probe[call], moves, l->err);
+    return td_pipeline_moves(&l->pipe, l->a, at, rank, &td_peer_calls[call], moves, l->err);
 }
 
 static td_status add_pairs(lowering *l)
 {
     td_status st = TD_OK;
     td_move_list moves = {0};
-    static const td_call calls[4] = {TD_CALL_SEND_FORWARD, TD_CALL_SEND_BACKWARD,
-                                     TD_CALL_RECV_FORWARD, TD_CALL_RECV_BACKWARD};
-    for (int32_t c = 0; c < 4; c++)
-        l->probe[c] = (td_step_item){.kind = TD_STEP_COMM,
-                                     .call = (uint8_t)calls[c],
-                                     .mb = -1,
-                                     .send_mb = c < 2 ? 0 : -1,
-                                     .recv_mb = c < 2 ? -1 : 0};
     l->outlet_first = TD_NEW(l->a, int64_t, l->p->world_size + 1);
     if (l->outlet_first == NULL)
         TD_TRY(st, no_memory(l));

@@ -43,6 +43,10 @@ typedef struct td_stage_works {
     td_buckets buckets;
 } td_stage_works;
 
+/* One call of each direction and side: what they move on a rank, in this order, numbers its pair
+ * channels. */
+extern const td_step_item td_peer_calls[4];
+
 /*
  * Fills ops and deps of the stream whose first rank is `rank`. out->n_chans, module and pp_rank
  * stand already; channels are numbered: sends forward, sends backward, receives forward, receives

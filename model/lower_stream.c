@@ -4,6 +4,13 @@
 
 #include <string.h>
 
+const td_step_item td_peer_calls[4] = {
+    {.kind = TD_STEP_COMM, .call = TD_CALL_SEND_FORWARD, .mb = -1, .send_mb = 0, .recv_mb = -1},
+    {.kind = TD_STEP_COMM, .call = TD_CALL_SEND_BACKWARD, .mb = -1, .send_mb = 0, .recv_mb = -1},
+    {.kind = TD_STEP_COMM, .call = TD_CALL_RECV_FORWARD, .mb = -1, .send_mb = -1, .recv_mb = 0},
+    {.kind = TD_STEP_COMM, .call = TD_CALL_RECV_BACKWARD, .mb = -1, .send_mb = -1, .recv_mb = 0},
+};
+
 /* Transfer buffers a direction: the memory model counts as many. */
 enum { N_BUFFERS = 2 };
 
@@ -321,19 +328,14 @@ static void optimizer(emitter *x, int32_t reduced)
 static td_status find_channels(emitter *x, const td_position *at, const td_stream *out)
 {
     td_status st = TD_OK;
-    static const td_call calls[4] = {TD_CALL_SEND_FORWARD, TD_CALL_SEND_BACKWARD,
-                                     TD_CALL_RECV_FORWARD, TD_CALL_RECV_BACKWARD};
     int32_t next;
     x->slots = TD_NEW(x->a, struct slot, out->n_chans);
     if (x->slots == NULL)
         TD_TRY(st,
                td_fail(x->err, TD_NOMEM, "no memory for the channels of rank %d", (int)x->rank));
     for (int32_t c = 0; c < 4 && at->n_modules > 0; c++) {
-        const td_step_item probe = {.kind = TD_STEP_COMM,
-                                    .call = (uint8_t)calls[c],
-                                    .send_mb = c < 2 ? 0 : -1,
-                                    .recv_mb = c < 2 ? -1 : 0};
-        TD_TRY(st, td_pipeline_moves(x->pipe, x->a, at, x->rank, &probe, &x->moves, x->err));
+        TD_TRY(st,
+               td_pipeline_moves(x->pipe, x->a, at, x->rank, &td_peer_calls[c], &x->moves, x->err));
         for (int32_t i = 0; i < x->moves.n; i++) {
             const td_move *mv = &x->moves.moves[i];
             if (mv->kind != TD_MOVE_BROADCAST)
