@@ -4,7 +4,7 @@
 #include "model/collective.h"
 
 /* The width the projector speaks: that of the module the encoder feeds. */
-static int64_t out_width(const td_stage *s)
+int64_t td_encoder_output_width(const td_stage *s)
 {
     for (int32_t i = 0; i < s->plan->n_edges; i++)
         if (&s->plan->modules[s->plan->edges[i].src] == s->module)
@@ -39,7 +39,7 @@ void td_encoder_params_before(const td_stage *s, td_param_visit visit, void *sel
 void td_encoder_params_after(const td_stage *s, td_param_visit visit, void *self)
 {
     const td_module *m = s->module;
-    const int64_t out = out_width(s);
+    const int64_t out = td_encoder_output_width(s);
     td_param_emit(s, visit, self,
                   (td_param){.name = "final_norm.weight",
                              .layer = -1,
@@ -106,7 +106,7 @@ void td_encoder_backward_before(const td_stage *s, td_work_builder *w)
 void td_encoder_forward_after(const td_stage *s, td_work_builder *w)
 {
     const int64_t t = s->tokens, r = td_stage_region_tokens(s), h = s->module->hidden, e = s->e;
-    const int64_t out = out_width(s), part = out / s->module->tp;
+    const int64_t out = td_encoder_output_width(s), part = out / s->module->tp;
     td_work_bytes(w, s, TD_PART_NORM, "final_norm", TD_PASS_FORWARD, 2 * r * h * e);
     td_work_enter(w, s, "projector gather", TD_PASS_FORWARD, h);
     td_work_gemm(w, s, "projector.fc1", TD_PASS_FORWARD, t, part, h);
@@ -120,7 +120,7 @@ void td_encoder_forward_after(const td_stage *s, td_work_builder *w)
 void td_encoder_backward_after(const td_stage *s, td_work_builder *w)
 {
     const int64_t t = s->tokens, r = td_stage_region_tokens(s), h = s->module->hidden, e = s->e;
-    const int64_t out = out_width(s), part = out / s->module->tp;
+    const int64_t out = td_encoder_output_width(s), part = out / s->module->tp;
     td_work_gemm(w, s, "projector.fc2", TD_PASS_DGRAD, t, out, part);
     if (s->ends_train)
         td_work_gemm(w, s, "projector.fc2", TD_PASS_WGRAD, t, out, part);
@@ -134,20 +134,4 @@ void td_encoder_backward_after(const td_stage *s, td_work_builder *w)
         td_work_leave(w, s, "projector grad reduce", TD_PASS_BACKWARD, h);
         td_work_bytes(w, s, TD_PART_NORM, "final_norm", TD_PASS_BACKWARD, 3 * r * h * e);
     }
-}
-
-void td_encoder_memory_before(const td_stage *s, td_stage_memory *m)
-{
-    m->kept += (uint64_t)td_stage_region_tokens(s) * (uint64_t)s->module->input_dim *
-               (uint64_t)s->e; /* patches */
-}
-
-void td_encoder_memory_after(const td_stage *s, td_stage_memory *m)
-{
-    const uint64_t t = (uint64_t)s->tokens, r = (uint64_t)td_stage_region_tokens(s),
-                   e = (uint64_t)s->e;
-    const uint64_t out = (uint64_t)out_width(s), part = out / (uint64_t)s->module->tp;
-    m->output = t * out * e;
-    if (s->backward)
-        m->kept += 2 * r * (uint64_t)s->module->hidden * e + r * 8 + 2 * t * part * e;
 }

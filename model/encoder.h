@@ -11,7 +11,6 @@ void td_encoder_forward_before(const td_stage *s, td_work_builder *w);
 void td_encoder_forward_after(const td_stage *s, td_work_builder *w);
 void td_encoder_backward_after(const td_stage *s, td_work_builder *w);
 void td_encoder_backward_before(const td_stage *s, td_work_builder *w);
-void td_encoder_memory_before(const td_stage *s, td_stage_memory *m);
-void td_encoder_memory_after(const td_stage *s, td_stage_memory *m);
+int64_t td_encoder_output_width(const td_stage *s);
 
 #endif

@@ -25,7 +25,7 @@ typedef struct {
     const td_pipeline *pipe;
     const td_stage_works *works;
     td_stage stage;
-    td_stage_memory memory;
+    td_stage_payload payload;
     int32_t rank;
     td_err *err;
     struct slot {
@@ -154,12 +154,10 @@ static int32_t slot_of(emitter *x, const td_move *mv)
 static uint64_t message_bytes(const emitter *x, const td_move *mv)
 {
     if (mv->edge < 0)
-        return mv->gradient == (mv->kind == TD_MOVE_SEND) ? x->memory.input : x->memory.output;
+        return mv->gradient == (mv->kind == TD_MOVE_SEND) ? x->payload.input : x->payload.output;
     const int32_t src = x->pipe->edges[mv->edge].src;
-    td_stage_memory source;
     const td_stage s = td_stage_of(x->plan, src, x->plan->modules[src].pp - 1);
-    td_stage_memory_of(&s, &source);
-    return source.output / (uint64_t)x->pipe->bridges[mv->edge].parts_per_src;
+    return td_stage_payload_of(&s).output / (uint64_t)x->pipe->bridges[mv->edge].parts_per_src;
 }
 
 static void transfers(emitter *x, const td_step_item *item, int32_t from, int32_t to)
@@ -409,7 +407,7 @@ td_status td_lower_stream(td_arena *a, const td_plan *plan, const td_pipeline *p
     if (at.n_modules > 0) {
         const td_schedule_input in = td_pipeline_schedule_input(pipe, &at, m);
         x.stage = td_stage_of(plan, at.module[0], at.pp_rank[0]);
-        td_stage_memory_of(&x.stage, &x.memory);
+        x.payload = td_stage_payload_of(&x.stage);
         TD_TRY(st, td_schedule_find(plan->step.schedule)->emit(a, &in, &list, err));
     }
     TD_TRY(st, find_channels(&x, &at, out));

@@ -55,16 +55,11 @@ typedef struct {
     bool failed;
 } td_work_builder;
 
-/*
- * Bytes kept from the forward of a microbatch to its backward, those of them that repeat per layer
- * included, and the largest scratch a pass needs beside them.
- */
+/* Bytes of the stage's boundary tensors on this rank: what a transfer carries. 0 at an end of the
+ * pipeline. */
 typedef struct {
-    uint64_t kept; /* per microbatch in flight */
-    uint64_t forward_scratch, backward_scratch;
-    uint64_t input,
-        output; /* payload of the stage's boundary tensors on this rank: what a transfer carries */
-} td_stage_memory;
+    uint64_t input, output;
+} td_stage_payload;
 
 typedef struct td_module_type {
     const char *name, *summary;
@@ -80,8 +75,8 @@ typedef struct td_module_type {
     void (*forward_after)(const td_stage *s, td_work_builder *w);
     void (*backward_after)(const td_stage *s, td_work_builder *w); /* runs first in the backward */
     void (*backward_before)(const td_stage *s, td_work_builder *w);
-    void (*memory_before)(const td_stage *s, td_stage_memory *m);
-    void (*memory_after)(const td_stage *s, td_stage_memory *m);
+    /* Width of what the last stage hands to other modules; 0: nothing. */
+    int64_t (*output_width)(const td_stage *s);
 } td_module_type;
 
 extern const td_module_type td_module_vision, td_module_audio, td_module_language;
@@ -105,7 +100,7 @@ void td_stage_params(const td_stage *s, td_param_visit visit, void *self);
 td_status td_stage_forward(td_arena *a, const td_stage *s, td_work *out, td_err *err);
 td_status td_stage_backward(td_arena *a, const td_stage *s, td_work *out, td_err *err);
 
-void td_stage_memory_of(const td_stage *s, td_stage_memory *out);
+td_stage_payload td_stage_payload_of(const td_stage *s);
 
 /* ---- for module files ---- */
 

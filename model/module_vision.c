@@ -14,6 +14,5 @@ const td_module_type td_module_vision = {
     .forward_after = td_encoder_forward_after,
     .backward_after = td_encoder_backward_after,
     .backward_before = td_encoder_backward_before,
-    .memory_before = td_encoder_memory_before,
-    .memory_after = td_encoder_memory_after,
+    .output_width = td_encoder_output_width,
 };

@@ -379,62 +379,12 @@ td_status td_stage_backward(td_arena *a, const td_stage *s, td_work *out, td_err
     return td_work_finish(&w, out, err);
 }
 
-/* ---- memory ---- */
+/* ---- boundaries ---- */
 
-/*
- * Kept per layer, as flash attention and fused norms need it: norm inputs and outputs with their
- * statistics, q, k, v, the attention's output and log-sum-exp, the MLP's two intermediates.
- */
-static uint64_t layer_kept(const td_stage *s)
+td_stage_payload td_stage_payload_of(const td_stage *s)
 {
-    const td_module *m = s->module;
-    const int64_t t = s->tokens, r = td_stage_region_tokens(s), h = m->hidden, e = s->e,
-                  q = q_width(s), kv = kv_width(s);
-    const int64_t f = ffn_width(s), up = gated(s) ? 2 * f : f;
-    const int64_t stats = 2 * r * 4 * (m->type->norm_bias ? 2 : 1);
-    const int64_t core = t * q * e + t * (m->heads / m->tp) * 4;
-    int64_t kept = r * h * e; /* the layer's input */
-    if (s->plan->step.recompute != TD_RECOMPUTE_FULL) {
-        kept += 3 * r * h * e + stats + t * (q + 2 * kv) * e + t * (up + f) * e;
-        if (s->plan->step.recompute == TD_RECOMPUTE_NONE)
-            kept += core;
-    }
-    return (uint64_t)kept;
-}
-
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
-void td_stage_memory_of(const td_stage *s, td_stage_memory *out)
-{
-    const td_module *m = s->module;
-    const uint64_t t = (uint64_t)s->tokens, r = (uint64_t)td_stage_region_tokens(s),
-                   e = (uint64_t)s->e;
-    const uint64_t h = (uint64_t)m->hidden, q = (uint64_t)q_width(s), kv = (uint64_t)kv_width(s);
-    const uint64_t f = (uint64_t)ffn_width(s), up = gated(s) ? 2 * f : f;
-    const uint64_t widest = larger(larger(q + 2 * kv, up + f), h);
-    const bool keeps = s->backward && (s->layers_train || s->input_grad);
-    *out = (td_stage_memory){0};
-    out->input = s->first ? 0 : r * h * e;
-    out->output = s->last ? 0 : r * h * e;
-    /* A pass holds the gathered input and the widest intermediate of one layer; a backward their
-     * gradients as well. */
-    out->forward_scratch = t * (h + widest) * e;
-    out->backward_scratch = 2 * t * (h + widest) * e;
-    if (keeps)
-        out->kept = layer_kept(s) * (uint64_t)s->n_layers;
-    if (keeps && s->plan->step.recompute ==
-                     TD_RECOMPUTE_FULL) { /* one layer's intermediates are rebuilt at a time */
-        td_plan none = *s->plan;
-        td_stage whole = *s;
-        none.step.recompute = TD_RECOMPUTE_NONE;
-        whole.plan = &none;
-        out->backward_scratch += layer_kept(&whole);
-    }
-    if (s->first && keeps)
-        m->type->memory_before(s, out);
-    if (s->last)
-        m->type->memory_after(s, out);
+    const int64_t inside = td_stage_region_tokens(s) * s->module->hidden,
+                  last = s->tokens * s->module->type->output_width(s);
+    return (td_stage_payload){.input = s->first ? 0 : (uint64_t)(inside * s->e),
+                              .output = (uint64_t)((s->last ? last : inside) * s->e)};
 }

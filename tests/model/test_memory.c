@@ -3,6 +3,7 @@
 
 #include "model/lower.h"
 #include "model/memory.h"
+#include "model/pieces.h"
 
 #include <criterion/criterion.h>
 #include <criterion/theories.h>
@@ -24,6 +25,11 @@ static td_memory memory_of_shape(td_arena *a, const plan_shape *s, int32_t m, in
 
 /* ---- one stage, one microbatch: every number by hand ---- */
 
+static uint64_t whole(uint64_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
 TheoryDataPoints(memory, of_one_stage_and_microbatch_is_the_closed_form) = {
     DataPoints(bool, false, true), DataPoints(int, 1, 3), DataPoints(int, 1, 2)};
 Theory((bool fp32, int layers, int samples), memory, of_one_stage_and_microbatch_is_the_closed_form)
@@ -34,20 +40,43 @@ Theory((bool fp32, int layers, int samples), memory, of_one_stage_and_microbatch
     const td_memory m = memory_of_shape(a, &s, 0, 0);
     const uint64_t e = fp32 ? 4 : 2, h = 64, f = 96, v = 128, heads = 8, t = 64 * (uint64_t)samples;
     const uint64_t params = (uint64_t)layers * (4 * h * h + 3 * h * f + 2 * h) + 2 * v * h + h;
-    /* per layer: input, norm1, input of norm2, norm2 (4 h); q, k, v (3 h) and the attention's
+    /* per layer: output, norm1, input of norm2, norm2 (4 h); q, k, v (3 h) and the attention's
      * output (h) with its log-sum-exp; gate, up and their product (3 f); one fp32 statistic for
-     * each row of two norms */
+     * each row of two norms; all multiples of 256 here */
     const uint64_t layer = t * (8 * h + 3 * f) * e + t * heads * 4 + 2 * t * 4;
-    const uint64_t ends =
-        2 * t * h * e + t * 4 /* final norm */ + t * v * e + t * 12 /* loss */ + t * 4 /* ids */;
-    cr_assert_eq(m.weights, e * params);
-    cr_assert_eq(m.gradients, 4 * params);
-    cr_assert_eq(m.optimizer, (fp32 ? 8 : 12) * params);
+    const uint64_t ends = 2 * t * h * e + t * 4 /* input, final norm */ + t * v * e +
+                          t * 12 /* loss */ + 2 * t * 4 /* tokens, targets */;
+    cr_assert_eq(m.weights, whole(e * params));
+    cr_assert_eq(m.gradients, whole(4 * params));
+    cr_assert_eq(m.optimizer, (fp32 ? 2 : 3) * whole(4 * params));
     cr_assert_eq(m.activations, (uint64_t)layers * layer + ends);
-    /* no transfers; the backward's scratch: hidden and gate, up and product with their gradients */
-    cr_assert_eq(m.buffers, 2 * t * (h + 3 * f) * e);
-    cr_assert(m.in_flight == 1 && m.peak_mb == 0 && m.peak_in_backward);
+    /* one bucket of a tensor each of 2 + 9 * layers + 1: a span a tensor and two more at most;
+     * scratch for two intermediates of 3 h, a product, two gradients of the hidden state */
+    const uint64_t spans = 64 * ((params >> 16) + 9 * (uint64_t)layers + 3 + 1);
+    const uint64_t workspace = UINT64_C(32) << 20;
+    cr_assert_eq(m.buffers, 4096 + whole(spans) + whole(workspace) + 2 * t * 3 * h * e + t * h * e +
+                                2 * t * h * e);
+    cr_assert_eq(m.in_flight, 1);
     td_arena_free(a);
+}
+
+/* Neither overlaps another, and together they fill the arena. */
+typedef struct {
+    uint64_t next, total;
+    const char *name;
+} walk;
+
+static void follow(void *self, const td_piece *p)
+{
+    walk *w = self;
+    cr_assert_eq(p->offset % 256, 0, "%s", w->name);
+    cr_assert_eq(p->bytes % 256, 0, "%s", w->name);
+    cr_assert_geq(p->offset, w->next, "%s: piece %d", w->name, (int)p->kind);
+    w->next = p->offset + p->bytes;
+    if (p->n_j == 1 || p->stride_j == 0) /* copies of a slot enclose the layers in it */
+        w->next += p->stride_i == p->bytes ? (uint64_t)(p->n_i - 1) * p->stride_i : 0;
+    w->total += p->bytes * (uint64_t)(p->stride_i > 0 ? p->n_i : 1) *
+                (uint64_t)(p->stride_j > 0 ? p->n_j : 1);
 }
 
 /* ---- every layout ---- */
@@ -82,51 +111,39 @@ Test(memory, is_the_sum_of_its_parts)
     for_all_stages(check_total);
 }
 
-/* The order of computation of this stage, and what is held at each point of it: the highest is the
- * peak. */
-static void check_peak(td_arena *a, const td_plan *plan, int32_t m, int32_t p, const td_memory *mem,
-                       const char *name)
+static void check_pieces(td_arena *a, const td_plan *plan, int32_t m, int32_t p,
+                         const td_memory *mem, const char *name)
+{
+    const td_pipeline pipe = plan_pipeline(a, plan);
+    td_stage_sizes sizes;
+    walk w = {.name = name};
+    cr_assert_eq(td_stage_sizes_of(a, plan, &pipe, m, p, &sizes, NULL), TD_OK);
+    cr_assert_eq(td_stage_pieces(plan, &pipe, m, p, &sizes, follow, &w), w.total, "%s", name);
+    cr_assert_eq(mem->total, w.total, "%s", name);
+}
+
+Test(memory, is_an_arena_of_pieces_that_do_not_overlap)
+{
+    for_all_stages(check_pieces);
+}
+
+/* 1F1B: a stage holds as many microbatches as there are stages from it on. */
+static void check_in_flight(td_arena *a, const td_plan *plan, int32_t m, int32_t p,
+                            const td_memory *mem, const char *name)
 {
     const td_stage s = td_stage_of(plan, m, p);
     const td_pipeline pipe = plan_pipeline(a, plan);
-    const int32_t stage = pipe.depth[m] + p, n = plan->step.microbatches;
-    const int32_t warm = pipe.total_stages - stage - 1 < n ? pipe.total_stages - stage - 1 : n;
-    td_stage_memory sizes;
-    uint64_t most = 0, first_buffers = 0;
-    int32_t held = 0, at_mb = -1, f = 0, b = 0;
-    bool at_backward = false;
-    td_stage_memory_of(&s, &sizes);
-    while (b < n) { /* 1F1B: warm up, then one of each, then drain */
-        const bool forward = f < n && f - b <= warm;
-        held += forward && s.backward;
-        const uint64_t scratch = forward ? sizes.forward_scratch : sizes.backward_scratch;
-        const uint64_t now = (uint64_t)held * sizes.kept + scratch;
-        if ((forward || s.backward) && (at_mb < 0 || now > most)) {
-            most = now;
-            at_mb = forward ? f : b;
-            at_backward = !forward;
-        }
-        held -= !forward && s.backward;
-        *(forward ? &f : &b) += 1;
-    }
-    first_buffers = mem->buffers - (at_backward ? sizes.backward_scratch : sizes.forward_scratch);
-    cr_assert_eq(mem->peak_mb, at_mb, "%s: module %d, stage %d: microbatch %d, not %d", name,
-                 (int)m, (int)p, (int)mem->peak_mb, (int)at_mb);
-    cr_assert_eq(mem->peak_in_backward, at_backward, "%s: module %d, stage %d", name, (int)m,
-                 (int)p);
-    cr_assert_eq(mem->activations + mem->buffers, most + first_buffers, "%s: module %d, stage %d",
-                 name, (int)m, (int)p);
-    cr_assert_eq(mem->activations, (uint64_t)mem->in_flight * sizes.kept);
+    const int32_t deep = pipe.total_stages - pipe.depth[m] - p, n = plan->step.microbatches;
     cr_assert_eq(mem->in_flight,
                  !s.backward ? 0
-                 : warm < n  ? warm + 1
+                 : deep < n  ? deep
                              : n,
                  "%s: module %d, stage %d", name, (int)m, (int)p);
 }
 
-Test(memory, peaks_where_a_replay_of_the_schedule_does)
+Test(memory, holds_as_many_microbatches_as_stages_follow)
 {
-    for_all_stages(check_peak);
+    for_all_stages(check_in_flight);
 }
 
 static void add_up(void *self, const td_param *p)
@@ -145,11 +162,14 @@ static void check_fixed(td_arena *a, const td_plan *plan, int32_t m, int32_t p,
     td_buckets b;
     td_stage_params(&s, add_up, n);
     cr_assert_eq(td_buckets_of_stage(a, &s, &b, NULL), TD_OK);
-    const uint64_t padding = (uint64_t)b.n * 128 * dp;
-    cr_assert_eq(mem->weights, n[0] * (uint64_t)s.e, "%s", name);
-    cr_assert(mem->gradients >= 4 * n[1] && mem->gradients <= 4 * (n[1] + padding), "%s", name);
-    cr_assert_eq(mem->optimizer, mem->gradients / 4 * (plan->precision == TD_BF16 ? 12 : 8) / dp,
-                 "%s", name);
+    const uint64_t padding = (uint64_t)b.n * 128 * dp,
+                   elements = n[0] - n[1] + (uint64_t)b.elements,
+                   shard = whole(4 * (uint64_t)b.elements / dp);
+    cr_assert_eq(mem->weights, whole(elements * (uint64_t)s.e), "%s", name);
+    cr_assert((uint64_t)b.elements >= n[1] && (uint64_t)b.elements <= n[1] + padding, "%s", name);
+    cr_assert_eq(mem->gradients, whole(4 * (uint64_t)b.elements), "%s", name);
+    cr_assert_geq(mem->buffers, (dp > 1 ? shard : 0) + whole(4 * (uint64_t)b.shared), "%s", name);
+    cr_assert_eq(mem->optimizer, shard * (plan->precision == TD_BF16 ? 3 : 2), "%s", name);
     if (n[1] == 0)
         cr_assert(mem->gradients == 0 && mem->optimizer == 0, "%s: frozen, but with state", name);
 }
@@ -171,8 +191,9 @@ Theory((int dp), memory, of_a_sharded_optimizer_is_divided_by_the_lanes)
     s.optimizer = NULL;
     const td_memory sharded = memory_of_shape(a, &s, 0, 0);
     cr_assert_geq(sharded.optimizer * (uint64_t)dp, whole.optimizer);
-    cr_assert_leq(sharded.optimizer * (uint64_t)dp, whole.optimizer + 12 * 128 * (uint64_t)dp);
-    cr_assert(sharded.weights == whole.weights && sharded.activations == whole.activations);
+    cr_assert_leq(sharded.optimizer * (uint64_t)dp,
+                  whole.optimizer + (12 * 128 + 3 * 256) * (uint64_t)dp);
+    cr_assert(sharded.weights >= whole.weights && sharded.activations == whole.activations);
     td_arena_free(a);
 }
 
@@ -223,9 +244,17 @@ Test(memory, does_not_grow_with_microbatches_beyond_the_warm_up)
         const td_memory few = memory_of_shape(a, &s, 0, p);
         s.microbatches = 1000;
         const td_memory many = memory_of_shape(a, &s, 0, p);
-        cr_assert(few.total == many.total && few.peak_mb == many.peak_mb);
+        cr_assert_eq(few.total, many.total);
     }
     td_arena_free(a);
+}
+
+static void add_transfers(void *self, const td_piece *p)
+{
+    uint64_t *bytes = self;
+    const bool ring = p->kind == TD_PIECE_GRAD_IN || p->kind == TD_PIECE_GRAD_OUT ||
+                      p->kind == TD_PIECE_BRIDGED || p->kind == TD_PIECE_BRIDGED_GRAD;
+    *bytes += ring ? p->bytes * (uint64_t)p->n_i : 0;
 }
 
 Test(memory, has_room_for_two_transfers_in_each_direction)
@@ -234,16 +263,17 @@ Test(memory, has_room_for_two_transfers_in_each_direction)
     const uint64_t row = 64 * 2, rows = 4 * 64, bridged = 4 * 8; /* 4 samples, bf16 */
     const plan_shape s = {.n_encoders = 1, .language = {.pp = 3, .stage_layers = "[1, 2, 1]"}};
     const td_plan *plan = plan_of(a, &s);
-    const uint64_t expected[3] = {4 * bridged * row + 4 * rows * row, 8 * rows * row,
-                                  4 * rows * row};
+    const td_pipeline pipe = plan_pipeline(a, plan);
+    /* bridged rows and their gradients, gradients in; gradients in and out; gradients out */
+    const uint64_t expected[3] = {4 * bridged * row + 2 * rows * row, 4 * rows * row,
+                                  2 * rows * row};
     for (int32_t p = 0; p < 3; p++) {
-        const td_memory m = memory_of(a, plan, 1, p);
-        const td_stage stage = td_stage_of(plan, 1, p);
-        td_stage_memory sizes;
-        td_stage_memory_of(&stage, &sizes);
-        cr_assert_eq(m.buffers -
-                         (m.peak_in_backward ? sizes.backward_scratch : sizes.forward_scratch),
-                     expected[p], "stage %d", (int)p);
+        td_stage_sizes sizes;
+        uint64_t bytes = 0;
+        cr_assert_eq(td_stage_sizes_of(a, plan, &pipe, 1, p, &sizes, NULL), TD_OK);
+        td_stage_pieces(plan, &pipe, 1, p, &sizes, add_transfers, &bytes);
+        cr_assert_eq(bytes, expected[p], "stage %d", (int)p);
+        cr_assert_eq(sizes.n_inputs, sizes.n_slots + (p > 0), "stage %d", (int)p);
     }
     td_arena_free(a);
 }
@@ -255,23 +285,19 @@ Test(memory, of_a_frozen_encoder_keeps_nothing_for_a_backward)
                           .encoder = {{.tp = 1, .pp = 2, .dp = 1, .frozen = "true"}}};
     for (int32_t p = 0; p < 2; p++) {
         const td_memory m = memory_of_shape(a, &s, 0, p);
-        cr_assert(m.activations == 0 && m.in_flight == 0 && m.gradients == 0 &&
-                  !m.peak_in_backward);
+        cr_assert(m.activations == 0 && m.in_flight == 0 && m.gradients == 0);
     }
     td_arena_free(a);
 }
 
-Test(memory, text_names_the_moment_and_the_largest_part)
+Test(memory, text_names_the_sum_and_the_largest_part)
 {
     td_arena *a = td_arena_new();
     const td_memory m = {.weights = UINT64_C(1) << 30,
                          .activations = UINT64_C(5) << 30,
                          .total = UINT64_C(6) << 30,
-                         .in_flight = 3,
-                         .peak_mb = 2,
-                         .peak_in_backward = true};
-    cr_assert_str_eq(td_memory_text(a, &m),
-                     "6.00 GiB in the backward of microbatch 2 with 3 in flight; "
-                     "most of it is activations (5.00 GiB)");
+                         .in_flight = 3};
+    cr_assert_str_eq(td_memory_text(a, &m), "6.00 GiB with 3 microbatches in flight; "
+                                            "most of it is activations (5.00 GiB)");
     td_arena_free(a);
 }
