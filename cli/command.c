@@ -6,8 +6,13 @@
 #include <stdio.h>
 #include <string.h>
 
-const td_command *const td_commands[] = {&td_command_check, &td_command_show, &td_command_predict,
-                                         &td_command_run,   &td_command_list, NULL};
+const td_command *const td_commands[] = {&td_command_check,
+                                         &td_command_show,
+                                         &td_command_predict,
+                                         &td_command_run,
+                                         &td_command_compare,
+                                         &td_command_list,
+                                         NULL};
 
 int td_exit(td_status st, const td_err *err)
 {
