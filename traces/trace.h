@@ -23,7 +23,8 @@ typedef struct {
     const char *name;   /* what the viewer writes on the bar: `F3`, `recv images->language`, ... */
 } td_event;
 
-enum { TD_TRACE_MAX_EXTRA = 256 }; /* bounds what reading a hostile file can take */
+/* Bounds what reading a hostile file can take: pairs in the metadata, bytes of a text. */
+enum { TD_TRACE_MAX_EXTRA = 256, TD_TRACE_MAX_TEXT = 4096 };
 
 typedef struct {
     char digest[65];

@@ -3,6 +3,7 @@
 #include "traces/json_pull.h"
 #include "traces/trace.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,9 +14,7 @@
 #include <zlib.h>
 
 enum {
-    MAX_TEXT =
-        TD_JSON_MAX_TEXT /
-        4, /* an invalid byte grows to three when it is replaced; the reader still takes it */
+    MAX_TEXT = TD_TRACE_MAX_TEXT,
     MAX_ESCAPED = 6 * MAX_TEXT + 2, /* \u001f for every byte, and the quotes */
     MAX_LINE = 4 * MAX_ESCAPED + 1024,
     BUFFER_BYTES = 1 << 19,
@@ -23,6 +22,8 @@ enum {
     GZIP_LEVEL = 3, /* three times the speed of level 6 for files a sixth larger */
     NAMED = 1 << 7  /* in rows[]: td_trace_rank() was called; bit `lane`: the lane has its name */
 };
+/* An invalid byte grows to three when it is replaced; the reader still takes it. */
+static_assert(4 * MAX_TEXT <= TD_JSON_MAX_TEXT, "what is written can be read");
 _Static_assert((int)TD_N_LANES < 8, "a rank's lanes and NAMED fit a byte");
 
 struct td_trace_writer {
