@@ -28,8 +28,9 @@ typedef struct {
 typedef struct {
     td_tensors tensors;
     float *w; /* flat, as the tensors say */
+    float *moments; /* where those of the spans stand */
     int32_t n_spans;
-    const td_state_span *spans; /* every trainable element; if sharded: of this data lane's shard */
+    td_state_span *spans; /* every trainable element; if sharded: of this data lane's shard */
     bool sharded;
     int32_t lane;       /* data-parallel */
     int64_t *n_updates; /* of the optimizer */

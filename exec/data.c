@@ -1,8 +1,6 @@
 /* Synthetic samples, each a function of the seed and of its global number. */
 #include "exec/data.h"
 
-#include "exec/numbers.h"
-
 #include <assert.h>
 #include <stdio.h>
 
@@ -64,14 +62,19 @@ void td_data_tokens(const td_plan *plan, int64_t sample, int32_t *tokens, int32_
     td_data_targets(plan, tokens, target);
 }
 
+td_numbers td_data_input_numbers(const td_plan *plan, int32_t module)
+{
+    char name[MAX_NAME];
+    const int length = snprintf(name, sizeof name, "%s.input", plan->modules[module].name);
+    assert(length > 0 && length < MAX_NAME);
+    (void)length;
+    return td_numbers_of(plan->seed, name);
+}
+
 void td_data_input(const td_plan *plan, int32_t module, int64_t sample, float *out)
 {
     const td_module *m = &plan->modules[module];
     const int64_t size = (int64_t)m->seq * m->input_dim;
-    char name[MAX_NAME];
-    const int length = snprintf(name, sizeof name, "%s.input", m->name);
-    assert(length > 0 && length < MAX_NAME);
-    (void)length;
-    const td_numbers n = td_numbers_of(plan->seed, name);
+    const td_numbers n = td_data_input_numbers(plan, module);
     td_numbers_fill_normal(&n, (uint64_t)(sample * size), size, 1.0, out);
 }

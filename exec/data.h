@@ -6,6 +6,7 @@
 #ifndef TANDEM_EXEC_DATA_H
 #define TANDEM_EXEC_DATA_H
 
+#include "exec/numbers.h"
 #include "model/plan.h"
 
 /* Global number of sample k of microbatch mb on language data lane `lane` in step `step`, and how
@@ -30,6 +31,10 @@ int32_t td_data_text(const td_plan *plan);
 /* First row and number of rows of module m's placeholders in the language sequence (encoders in
  * module order). */
 void td_data_rows(const td_plan *plan, int32_t module, int32_t *first, int32_t *rows);
+
+/* Where an encoder's synthetic input comes from: N(0, 1), element (n * seq + row) * input_dim +
+ * column of sample n. */
+td_numbers td_data_input_numbers(const td_plan *plan, int32_t module);
 
 /* Input of one sample of an encoder: [seq, input_dim]. */
 void td_data_input(const td_plan *plan, int32_t module, int64_t sample, float *out);

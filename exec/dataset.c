@@ -192,7 +192,12 @@ int64_t td_dataset_samples(const td_dataset *d)
     return d->n;
 }
 
-static int64_t wrapped(const td_dataset *d, int64_t sample)
+bool td_dataset_has(const td_dataset *d, int32_t module)
+{
+    return d->sources[module].file != NULL;
+}
+
+int64_t td_dataset_sample(const td_dataset *d, int64_t sample)
 {
     return d->n == 0 ? sample : sample % d->n;
 }
@@ -207,7 +212,7 @@ td_status td_dataset_tokens(const td_dataset *d, int64_t sample, int32_t *tokens
 {
     const source *s = &d->sources[d->plan->language];
     const td_module *m = &d->plan->modules[d->plan->language];
-    const int64_t n = wrapped(d, sample);
+    const int64_t n = td_dataset_sample(d, sample);
     if (s->file == NULL) {
         td_data_tokens(d->plan, n, tokens, target);
         return TD_OK;
@@ -227,7 +232,7 @@ td_status td_dataset_tokens(const td_dataset *d, int64_t sample, int32_t *tokens
 void td_dataset_input(const td_dataset *d, int32_t module, int64_t sample, float *out)
 {
     const source *s = &d->sources[module];
-    const int64_t n = wrapped(d, sample);
+    const int64_t n = td_dataset_sample(d, sample);
     if (s->file == NULL)
         td_data_input(d->plan, module, n, out);
     else

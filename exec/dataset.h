@@ -24,6 +24,10 @@ void td_dataset_close(td_dataset *d);
 /* N; 0 without files. */
 int64_t td_dataset_samples(const td_dataset *d);
 
+/* Is there a file for the module, and which synthetic sample stands for sample n otherwise? */
+bool td_dataset_has(const td_dataset *d, int32_t module);
+int64_t td_dataset_sample(const td_dataset *d, int64_t sample);
+
 /*
  * Tokens and targets of one sample, as td_data_tokens() gives them. Fails with TD_FILE if a token
  * of the text is not below `vocab`; what the file holds under placeholders is not looked at.

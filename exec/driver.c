@@ -1,7 +1,6 @@
 /* One rank's step, op by op. */
 #include "exec/driver.h"
-#include "exec/optimizer.h"
-#include "exec/stage.h"
+#include "exec/state.h"
 
 #include <math.h>
 #include <signal.h>
@@ -24,27 +23,20 @@ struct td_driver {
     td_pipeline pipe;
     bool idle;
     td_stage_run stage;
+    td_state state;
     payload *payloads;    /* [n_ops] */
     int64_t (*shapes)[3]; /* [n_ops] */
     bool *issued;         /* [n_ops] in this step */
+    bool *plays;          /* [n_ops] a pass that was recorded */
+    int64_t *first_stamp; /* [n_ops] */
     int32_t *sends[2];    /* payload sends forward and backward, in order */
     int32_t n_sends[2], waited[2];
-    float *reduced; /* [buckets.elements / shards] gradients of this rank's shard; stage.g where
-                       there are no shards */
-    float *m, *v;
-    int64_t shards, shard; /* data lanes that share the state, and which this is */
     td_mimo_config config;
-    td_mimo_span *spans;
-    td_state_span *origins; /* [n_spans] */
-    int32_t n_spans;
-    float *tensor_sum; /* buffer of TP_GRAD_ALL_REDUCE */
-    int64_t n_updates;
-    double stats[2], tokens[2], square, *norms;
-    float flag;
-    int32_t success;
-    td_mimo_decision decision;
+    td_mimo_state *numbers; /* on the device */
+    bool updates;           /* has an ADAM op: there it is decided what the step does */
+    int32_t period;         /* microbatches after which all buffers are the same again */
     /* the step that runs */
-    td_op_time *times, *parts; /* parts: of the running op, advanced as ops go by */
+    bool fine;
     int64_t step;
     int32_t running; /* op whose parts are under way */
     td_watch_slot *watch;
@@ -127,98 +119,6 @@ static void *buffer_of(const td_driver *d, int32_t i)
     return (char *)base + at->shift;
 }
 
-/* ---- optimizer state ---- */
-
-static int64_t shard_of(const td_driver *d, int64_t elements)
-{
-    return elements / d->shards;
-}
-
-/* Cuts this rank's shard of every bucket at the borders of tensors. Counts only while d->spans is
- * NULL. */
-static void cut_spans(td_driver *d)
-{
-    const td_stage_run *s = &d->stage;
-    int64_t bucket_first = 0, state = 0;
-    d->n_spans = 0;
-    for (int32_t b = 0; b < s->buckets.n; b++) {
-        const int64_t n = shard_of(d, s->buckets.buckets[b].elements),
-                      low = bucket_first + d->shard * n, high = low + n;
-        for (int32_t i = 0; i < s->tensors.n; i++) {
-            const td_tensor *t = &s->tensors.all[i];
-            const int64_t end = t->offset + t->param.local;
-            const int64_t from = t->offset > low ? t->offset : low, to = end < high ? end : high;
-            if (!t->param.trainable || from >= to)
-                continue;
-            if (d->spans != NULL) {
-                d->spans[d->n_spans] = (td_mimo_span){
-                    .param = (float *)s->w + from,
-                    .m = d->m + state + from - low,
-                    .v = d->v + state + from - low,
-                    .grad = d->reduced == s->g ? s->g + from : d->reduced + state + from - low,
-                    .n = to - from,
-                    .weight = td_mimo_weight(t->counts, d->shards > 1, s->dp_rank),
-                    .decay = t->param.decay};
-                d->origins[d->n_spans] = (td_state_span){.tensor = t,
-                                                         .first = from - t->offset,
-                                                         .n = to - from,
-                                                         .m = d->spans[d->n_spans].m,
-                                                         .v = d->spans[d->n_spans].v};
-            }
-            d->n_spans++;
-        }
-        bucket_first += s->buckets.buckets[b].elements;
-        state += n;
-    }
-}
-
-static td_status open_state(td_driver *d, td_err *err)
-{
-    td_status st = TD_OK;
-    const td_plan *plan = d->p->plan;
-    const td_stage_run *s = &d->stage;
-    const bool sharded = plan->optimizer.sharded && s->stage.module->dp > 1;
-    d->shards = sharded ? s->stage.module->dp : 1;
-    d->shard = sharded ? s->dp_rank : 0;
-    const size_t bytes = (size_t)shard_of(d, s->buckets.elements) * sizeof(float);
-    d->m = d->dev->arena(d->dev->self, bytes);
-    d->v = d->dev->arena(d->dev->self, bytes);
-    d->reduced = sharded ? d->dev->arena(d->dev->self, bytes) : s->g;
-    d->tensor_sum = d->dev->arena(d->dev->self, (size_t)s->buckets.shared * sizeof(float));
-    cut_spans(d);
-    d->spans = TD_NEW(d->a, td_mimo_span, d->n_spans);
-    d->origins = TD_NEW(d->a, td_state_span, d->n_spans);
-    if (d->m == NULL || d->v == NULL || d->reduced == NULL || d->tensor_sum == NULL ||
-        d->spans == NULL || d->origins == NULL)
-        TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for optimizer state", (int)d->rank));
-    cut_spans(d);
-done:
-    return st;
-}
-
-/* Gradients that tensor ranks hold parts of go into one buffer and come back summed; see
- * td_buckets.shared. */
-static void tensor_sum(td_driver *d, bool into)
-{
-    int64_t at = 0;
-    const td_stage_run *s = &d->stage;
-    for (int32_t i = 0; i < s->tensors.n; i++) {
-        const td_tensor *t = &s->tensors.all[i];
-        const int64_t shared = td_param_shared(&s->stage, &t->param);
-        const int64_t own =
-            at +
-            (t->param.shard == TD_SHARD_KV ? s->tp_rank / t->param.copies * t->param.local : 0);
-        for (int32_t k = 0; shared > 0 && k < d->n_spans; k++)
-            if (d->origins[k].tensor == t) {
-                float *there = d->tensor_sum + own + d->origins[k].first,
-                      *here = (float *)d->spans[k].grad;
-                d->dev->kernels->copy(d->dev->self, into ? here : there, into ? there : here,
-                                      d->spans[k].n * (int64_t)sizeof(float));
-            }
-        at += shared;
-    }
-}
-
 /* ---- ops ---- */
 
 static td_status reduce(td_driver *d, int32_t op, int32_t chan, td_coll coll, td_reduction how,
@@ -229,32 +129,22 @@ static td_status reduce(td_driver *d, int32_t op, int32_t chan, td_coll coll, td
     return d->dev->collective(d->dev->self, op, chan, &call, d->err);
 }
 
-/* First element of a bucket in the flat arrays, and of this rank's shard of it in the reduced ones.
- */
-static void bucket_place(const td_driver *d, int32_t bucket, int64_t *first, int64_t *state)
-{
-    *first = *state = 0;
-    for (int32_t b = 0; b < bucket; b++) {
-        *first += d->stage.buckets.buckets[b].elements;
-        *state += shard_of(d, d->stage.buckets.buckets[b].elements);
-    }
-}
-
 static td_status run_bucket(td_driver *d, int32_t i)
 {
     const td_op *op = &d->stream->ops[i];
-    int64_t first, state;
-    bucket_place(d, op->bucket, &first, &state);
-    const int64_t n = d->stage.buckets.buckets[op->bucket].elements;
+    int64_t first, at;
+    td_state_bucket(&d->state, op->bucket, &first, &at);
+    const int64_t n = d->stage.sizes.buckets.buckets[op->bucket].elements;
     float *g = d->stage.g + first;
     if (op->kind == TD_OP_GRAD_REDUCE_SCATTER)
-        return reduce(d, i, op->chan, TD_COLL_REDUCE_SCATTER, TD_REDUCE_SUM, g, d->reduced + state,
-                      n, TD_TYPE_F32);
+        return reduce(d, i, op->chan, TD_COLL_REDUCE_SCATTER, TD_REDUCE_SUM, g,
+                      d->state.reduced + at, n, TD_TYPE_F32);
     if (op->kind == TD_OP_GRAD_ALL_REDUCE)
         return reduce(d, i, op->chan, TD_COLL_ALL_REDUCE, TD_REDUCE_SUM, g, g, n, TD_TYPE_F32);
     char *w = (char *)d->stage.w + (size_t)first * d->stage.e;
     return reduce(d, i, op->chan, TD_COLL_ALL_GATHER, TD_REDUCE_SUM,
-                  w + (size_t)(d->shard * shard_of(d, n)) * d->stage.e, w, n, TD_TYPE_ACT);
+                  w + (size_t)(d->state.shard * (n / d->state.shards)) * d->stage.e, w, n,
+                  TD_TYPE_ACT);
 }
 
 static td_status run_broadcast(td_driver *d, int32_t i)
@@ -294,10 +184,8 @@ static td_status part_done(void *self, int64_t n_done, td_err *err)
     td_status st = TD_OK;
     td_driver *d = self;
     const td_stream *s = d->stream;
-    double now = d->parts == NULL ? 0 : d->dev->now(d->dev->self);
-    (void)err;
-    if (d->parts != NULL && n_done > 0)
-        d->parts[n_done - 1].end = now;
+    if (d->fine)
+        TD_TRY(st, d->dev->stamp(d->dev->self, d->first_stamp[d->running] + n_done, err));
     for (int32_t i = d->running + 1; i < s->n_ops && s->ops[i].lane == TD_LANE_DP; i++) {
         const td_dep *dep = &s->deps[s->ops[i].dep_first];
         if (d->issued[i])
@@ -307,10 +195,7 @@ static td_status part_done(void *self, int64_t n_done, td_err *err)
             break;
         TD_TRY(st, issue(d, i));
         td_watch_op(d->watch, d->running, &s->ops[d->running]);
-        now = d->parts == NULL ? 0 : d->dev->now(d->dev->self);
     }
-    if (d->parts != NULL && n_done < d->p->works[s->ops[d->running].work].n_flat)
-        d->parts[n_done].start = now;
 done:
     return st;
 }
@@ -325,6 +210,22 @@ done:
     return st;
 }
 
+static int32_t key_of(const td_driver *d, const td_op *op)
+{
+    return 2 * (op->mb % d->period) + (op->kind == TD_OP_BACKWARD);
+}
+
+/* A pass: as it was recorded, or part by part where something waits for a part. */
+static td_status run_pass(td_driver *d, int32_t i)
+{
+    const td_op *op = &d->stream->ops[i];
+    d->running = i;
+    if (d->plays[i] && !d->fine)
+        return d->dev->play(d->dev->self, key_of(d, op), d->err);
+    return td_stage_pass(&d->stage, op->work, op->mb, op->kind == TD_OP_BACKWARD, part_done, d,
+                         d->err);
+}
+
 static td_status run_forward(td_driver *d, int32_t i)
 {
     td_status st = TD_OK;
@@ -332,8 +233,7 @@ static td_status run_forward(td_driver *d, int32_t i)
     TD_TRY(st,
            wait_for_sends(d, 0, op->mb - d->stage.n_slots)); /* their buffers are written again */
     TD_TRY(st, td_stage_feed(&d->stage, d->step, op->mb, d->err));
-    d->running = i;
-    TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, false, part_done, d, d->err));
+    TD_TRY(st, run_pass(d, i));
 done:
     return st;
 }
@@ -341,32 +241,39 @@ done:
 static td_status run_backward(td_driver *d, int32_t i)
 {
     td_status st = TD_OK;
-    const td_op *op = &d->stream->ops[i];
-    TD_TRY(st, wait_for_sends(d, 1, op->mb - 2));
-    d->running = i;
-    TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, true, part_done, d, d->err));
+    TD_TRY(st, wait_for_sends(d, 1, d->stream->ops[i].mb - 2));
+    TD_TRY(st, run_pass(d, i));
 done:
     return st;
+}
+
+static const td_kernels *k(const td_driver *d)
+{
+    return d->dev->kernels;
+}
+
+static void decision(td_driver *d, td_mimo_piece piece, int32_t module)
+{
+    k(d)->mimo(d->dev->self, piece, &d->config, module, d->numbers);
 }
 
 static td_status run_zero(td_driver *d, int32_t i)
 {
     (void)i;
-    d->dev->kernels->zero(d->dev->self, d->stage.g,
-                          d->stage.buckets.elements * (int64_t)sizeof(float));
+    k(d)->zero(d->dev->self, d->stage.g, d->stage.sizes.buckets.elements * (int64_t)sizeof(float));
     return TD_OK;
 }
 
 static td_status run_tensor_sum(td_driver *d, int32_t i)
 {
     td_status st = TD_OK;
-    const int64_t n = d->stage.buckets.shared;
-    d->dev->kernels->zero(d->dev->self, d->tensor_sum, n * (int64_t)sizeof(float));
-    tensor_sum(d, true);
+    const int64_t n = d->stage.sizes.buckets.shared;
+    k(d)->zero(d->dev->self, d->stage.tensor_sum, n * (int64_t)sizeof(float));
+    td_state_tensor_sum(&d->state, true);
     TD_TRY(st, reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_SUM,
-                      d->tensor_sum, d->tensor_sum, n, TD_TYPE_F32));
+                      d->stage.tensor_sum, d->stage.tensor_sum, n, TD_TYPE_F32));
     TD_TRY(st, d->dev->wait(d->dev->self, i, d->err));
-    tensor_sum(d, false);
+    td_state_tensor_sum(&d->state, false);
 done:
     return st;
 }
@@ -375,32 +282,30 @@ static td_status run_tokens(td_driver *d, int32_t i)
 {
     const bool counts = !d->idle && d->stage.stage.module->type->language && d->stage.stage.last &&
                         d->stage.tp_rank == 0;
-    d->tokens[0] = counts ? d->stage.loss[0] : 0;
-    d->tokens[1] = counts ? d->stage.loss[1] : 0;
-    return reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_SUM, d->tokens,
-                  d->tokens, 2, TD_TYPE_F64);
+    decision(d, TD_MIMO_TOKENS, counts ? d->stage.module : -1);
+    return reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_SUM,
+                  d->numbers->tokens, d->numbers->tokens, 2, TD_TYPE_F64);
 }
 
 static td_status run_stats(td_driver *d, int32_t i)
 {
     (void)i;
-    td_mimo_stats(d->dev->kernels, d->dev->self, d->spans, d->n_spans, d->stats);
+    k(d)->grad_stats(d->dev->self, d->state.spans, d->state.n_spans, d->numbers);
     return TD_OK;
 }
 
 static td_status run_found_inf(td_driver *d, int32_t i)
 {
-    d->flag = d->stats[1] > 0 ? 1 : 0;
-    return reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_MAX, &d->flag,
-                  &d->flag, 1, TD_TYPE_F32);
+    decision(d, TD_MIMO_FLAG, -1);
+    return reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_MAX,
+                  &d->numbers->flag, &d->numbers->flag, 1, TD_TYPE_F32);
 }
 
 static td_status run_module_norm(td_driver *d, int32_t i)
 {
     td_status st = TD_OK;
-    d->square = d->stats[0];
-    TD_TRY(st, reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_SUM, &d->square,
-                      &d->square, 1, TD_TYPE_F64));
+    TD_TRY(st, reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_SUM,
+                      &d->numbers->square, &d->numbers->square, 1, TD_TYPE_F64));
     TD_TRY(st, d->dev->wait(d->dev->self, i, d->err)); /* the next op on the lane reads it */
 done:
     return st;
@@ -408,9 +313,9 @@ done:
 
 static td_status run_global_norm(td_driver *d, int32_t i)
 {
-    td_mimo_vector(&d->config, d->idle ? -1 : d->stage.module, d->square, d->norms);
-    return reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_MAX, d->norms,
-                  d->norms, d->config.n_modules, TD_TYPE_F64);
+    decision(d, TD_MIMO_VECTOR, d->idle ? -1 : d->stage.module);
+    return reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_MAX,
+                  d->numbers->vector, d->numbers->vector, d->config.n_modules, TD_TYPE_F64);
 }
 
 /* Token count, flag and norms of the whole world are there: every rank decides the same. */
@@ -422,8 +327,7 @@ static td_status decide(td_driver *d)
             d->stream->ops[i].kind == TD_OP_FOUND_INF ||
             d->stream->ops[i].kind == TD_OP_GLOBAL_NORM)
             TD_TRY(st, d->dev->wait(d->dev->self, i, d->err));
-    d->decision = td_mimo_decide(&d->config, d->norms, d->flag > 0,
-                                 td_mimo_token_scale((int64_t)d->tokens[1], 1, 1));
+    decision(d, TD_MIMO_DECIDE, -1);
 done:
     return st;
 }
@@ -433,8 +337,7 @@ static td_status run_adam(td_driver *d, int32_t i)
     td_status st = TD_OK;
     (void)i;
     TD_TRY(st, decide(d));
-    td_mimo_adam(d->dev->kernels, d->dev->self, &d->config, &d->decision, d->spans, d->n_spans,
-                 &d->n_updates);
+    k(d)->adam(d->dev->self, &d->config, d->state.spans, d->state.n_spans, d->numbers);
 done:
     return st;
 }
@@ -442,17 +345,18 @@ done:
 static td_status run_cast(td_driver *d, int32_t i)
 {
     (void)i;
-    return td_fail(d->err, TD_RUN, "device `%s` trains in fp32 only, and the plan says bf16",
-                   d->dev->name);
+    k(d)->cast(d->dev->self, d->state.spans, d->state.n_spans);
+    return TD_OK;
 }
 
 static td_status run_success(td_driver *d, int32_t i)
 {
     td_status st = TD_OK;
-    TD_TRY(st, decide(d));
-    d->success = d->decision.update;
-    TD_TRY(st, reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_MIN, &d->success,
-                      &d->success, 1, TD_TYPE_I32));
+    if (!d->updates)
+        TD_TRY(st, decide(d));
+    decision(d, TD_MIMO_DONE, -1);
+    TD_TRY(st, reduce(d, i, d->stream->ops[i].chan, TD_COLL_ALL_REDUCE, TD_REDUCE_MIN,
+                      &d->numbers->success, &d->numbers->success, 1, TD_TYPE_I32));
 done:
     return st;
 }
@@ -480,24 +384,13 @@ static td_status (*const run_op[TD_N_OPS])(td_driver *d, int32_t i) = {
     [TD_OP_SUCCESS] = run_success,
 };
 
-/* Outside the stage's passes several parts (one a bucket) run as one: they have no times of their
- * own. */
-static void advance_parts(td_driver *d, int32_t i)
-{
-    const td_op *op = &d->stream->ops[i];
-    const int64_t n = d->p->works[op->work].n_flat;
-    if (op->kind != TD_OP_FORWARD && op->kind != TD_OP_BACKWARD && n == 1)
-        *d->parts = d->times[i];
-    d->parts += n;
-}
-
 /* ---- faults on purpose ---- */
 
 /* Gradients are added to what zeroing left, and a NaN stays in every sum. */
 static void spoil_gradient(td_driver *d)
 {
     const td_tensors *t = &d->stage.tensors;
-    const float nan = NAN;
+    static const float nan = NAN;
     const td_tensor *victim = NULL;
     for (int32_t i = 0; i < t->n && victim == NULL; i++)
         if (t->all[i].param.trainable)
@@ -547,18 +440,15 @@ static td_status issue(td_driver *d, int32_t i)
     const td_op *op = &d->stream->ops[i];
     d->issued[i] = true;
     td_watch_op(d->watch, i, op);
-    for (uint32_t k = op->dep_first; k < op->dep_first + op->n_deps; k++)
-        TD_TRY(st, wait_watched(d, d->stream->deps[k].op));
+    TD_TRY(st, d->dev->begin(d->dev->self, i, d->err));
+    for (uint32_t n = op->dep_first; n < op->dep_first + op->n_deps; n++)
+        TD_TRY(st, wait_watched(d, d->stream->deps[n].op));
     inject_before(d, i);
     const double start = d->dev->now(d->dev->self);
-    if (d->times != NULL)
-        d->times[i].start = start;
+    TD_TRY(st, d->dev->started(d->dev->self, d->err));
     TD_TRY(st, run_op[op->kind](d, i));
     inject_after(d, i, start);
-    if (d->times != NULL)
-        d->times[i].end = d->dev->now(d->dev->self);
-    if (d->parts != NULL && op->work >= 0)
-        advance_parts(d, i);
+    TD_TRY(st, d->dev->end(d->dev->self, i, d->err));
 done:
     return st;
 }
@@ -574,37 +464,68 @@ int64_t td_driver_parts(const td_program *p, int32_t rank)
     return n;
 }
 
+/* Parts of the stage's passes have stamps between them. Elsewhere several parts (one a bucket) run
+ * as one: they have no times of their own. */
+static void read_times(const td_driver *d, td_op_time *times, td_op_time *parts)
+{
+    const td_device *dev = d->dev;
+    for (int32_t i = 0; times != NULL && i < d->stream->n_ops; i++)
+        times[i] = dev->times(dev->self, i);
+    for (int32_t i = 0; d->fine && i < d->stream->n_ops; i++) {
+        const td_op *op = &d->stream->ops[i];
+        const int64_t n = op->work < 0 ? 0 : d->p->works[op->work].n_flat;
+        const bool pass = op->kind == TD_OP_FORWARD || op->kind == TD_OP_BACKWARD;
+        for (int64_t part = 0; part < n; part++, parts++)
+            *parts = pass     ? (td_op_time){dev->stamped(dev->self, d->first_stamp[i] + part),
+                                             dev->stamped(dev->self, d->first_stamp[i] + part + 1)}
+                     : n == 1 ? times[i]
+                              : (td_op_time){0, 0};
+    }
+}
+
 td_status td_driver_step(td_driver *d, int64_t step, td_step_result *result, td_op_time *times,
                          td_op_time *parts, td_err *err)
 {
     td_status st = TD_OK;
-    d->times = times;
-    d->parts = times == NULL ? NULL : parts;
+    const td_device *dev = d->dev;
+    td_mimo_state numbers;
+    d->fine = times != NULL && parts != NULL;
     d->step = step;
     d->err = err;
     d->n_begun++;
     td_watch_step(d->watch, step);
     d->waited[0] = d->waited[1] = 0;
-    d->stats[0] = d->stats[1] = d->square = 0;
-    d->stage.loss[0] = d->stage.loss[1] = 0;
     memset(d->issued, 0, (size_t)d->stream->n_ops * sizeof *d->issued);
+    TD_TRY(st, dev->begin(dev->self, -1, err));
+    decision(d, TD_MIMO_BEGIN, -1);
+    TD_TRY(st, dev->end(dev->self, -1, err));
+    TD_TRY(st, dev->step(dev->self, true, times != NULL, err));
     for (int32_t i = 0; i < d->stream->n_ops; i++)
         if (!d->issued[i])
             TD_TRY(st, issue(d, i));
-    for (int32_t i = 0; i < d->stream->n_ops; i++)
-        TD_TRY(st, wait_watched(d, i));
-    const double end = d->dev->now(d->dev->self);
-    result->loss = d->tokens[1] > 0 ? d->tokens[0] / d->tokens[1] : 0;
-    result->grad_norm = d->decision.norm;
-    result->clip_coefficient = d->decision.clip_coefficient;
-    memcpy(result->module_norms, d->decision.module_norms,
+    for (int32_t i = 0; i < d->stream->n_ops; i++) {
+        td_watch_op(d->watch, i, &d->stream->ops[i]);
+        td_watch_wait(d->watch, i);
+        TD_TRY(st, dev->complete(dev->self, i, err));
+    }
+    td_watch_wait(d->watch, -1);
+    const double end = dev->now(dev->self);
+    TD_TRY(st, dev->step(dev->self, false, times != NULL, err));
+    read_times(d, times, parts);
+    TD_TRY(st, dev->fetch(dev->self, d->numbers, &numbers, sizeof numbers, err));
+    result->loss = numbers.tokens[1] > 0 ? numbers.tokens[0] / numbers.tokens[1] : 0;
+    result->grad_norm = numbers.decision.norm;
+    result->clip_coefficient = numbers.decision.clip_coefficient;
+    memcpy(result->module_norms, numbers.decision.module_norms,
            (size_t)d->config.n_modules * sizeof(double));
-    result->success = d->success != 0;
+    result->success = numbers.success != 0;
     result->step_s = end - d->last_end;
     d->last_end = end;
 done:
     return st;
 }
+
+/* ---- opening ---- */
 
 static td_status list_sends(td_driver *d, td_err *err)
 {
@@ -620,6 +541,122 @@ static td_status list_sends(td_driver *d, td_err *err)
     return TD_OK;
 }
 
+/* Can op `i` be played: a pass of which nobody waits for a part? */
+static bool whole(const td_driver *d, int32_t i)
+{
+    const td_stream *s = d->stream;
+    bool none = s->ops[i].kind == TD_OP_FORWARD || s->ops[i].kind == TD_OP_BACKWARD;
+    for (int32_t k2 = i + 1; none && k2 < s->n_ops && s->ops[k2].lane == TD_LANE_DP; k2++)
+        none = s->deps[s->ops[k2].dep_first].after_part < 0;
+    return none;
+}
+
+static td_status nothing_done(void *self, int64_t n_done, td_err *err)
+{
+    (void)self;
+    (void)n_done;
+    (void)err;
+    return TD_OK;
+}
+
+static int32_t multiple(int32_t a, int32_t b)
+{
+    int32_t m = a;
+    while (m % b != 0)
+        m += a;
+    return m;
+}
+
+/*
+ * Runs every pass once, on zeros, so that libraries load what they need; then records the passes of
+ * every set of buffers that a microbatch can have. What this leaves in the buffers is overwritten
+ * by the first step.
+ */
+static td_status record_passes(td_driver *d, td_err *err)
+{
+    td_status st = TD_OK;
+    const td_device *dev = d->dev;
+    const td_stream *s = d->stream;
+    d->period = multiple(multiple(d->stage.n_slots, d->stage.n_inputs), 2);
+    bool *known = TD_NEW(d->a, bool, 2 * (int64_t)d->period), ran[2] = {false, false};
+    if (known == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for its passes", (int)d->rank));
+    TD_TRY(st, dev->begin(dev->self, -1, err));
+    for (int32_t i = 0; i < s->n_ops; i++) {
+        const td_op *op = &s->ops[i];
+        const bool backward = op->kind == TD_OP_BACKWARD;
+        if ((op->kind != TD_OP_FORWARD && !backward) || ran[backward])
+            continue;
+        TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, backward, nothing_done, NULL, err));
+        ran[backward] = true;
+    }
+    for (int32_t i = 0; i < s->n_ops; i++) {
+        const td_op *op = &s->ops[i];
+        if (!whole(d, i))
+            continue;
+        d->plays[i] = true;
+        if (known[key_of(d, op)])
+            continue;
+        known[key_of(d, op)] = true;
+        TD_TRY(st, dev->record(dev->self, key_of(d, op), err));
+        TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, op->kind == TD_OP_BACKWARD,
+                                 nothing_done, NULL, err));
+        TD_TRY(st, dev->recorded(dev->self, key_of(d, op), err));
+    }
+    TD_TRY(st, dev->end(dev->self, -1, err));
+done:
+    return st;
+}
+
+/* Where the stamps of every op begin; does the rank update anything? */
+static void number_ops(td_driver *d)
+{
+    int64_t stamps = 0;
+    for (int32_t i = 0; i < d->stream->n_ops; i++) {
+        const td_op *op = &d->stream->ops[i];
+        d->first_stamp[i] = stamps;
+        stamps += op->work < 0 ? 0 : d->p->works[op->work].n_flat + 1;
+        d->updates = d->updates || op->kind == TD_OP_ADAM;
+    }
+}
+
+static td_status open_stage(td_driver *d, td_err *err)
+{
+    td_status st = TD_OK;
+    TD_TRY(st, td_stage_open(d->a, d->p, &d->pipe, d->rank, d->dev, &d->stage, err));
+    TD_TRY(st, td_state_open(d->a, &d->stage, &d->state, err));
+    d->numbers = d->stage.state;
+    for (int32_t i = 0; i < d->stream->n_ops; i++)
+        if (d->stream->ops[i].kind == TD_OP_SEND || d->stream->ops[i].kind == TD_OP_RECV ||
+            d->stream->ops[i].kind == TD_OP_BROADCAST)
+            find_payload(d, i);
+done:
+    return st;
+}
+
+/* Where receives put their payloads. */
+static td_status expect(td_driver *d, td_err *err)
+{
+    td_status st = TD_OK;
+    void **buffers = TD_NEW(d->a, void *, d->stream->n_ops);
+    if (buffers == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for its ops", (int)d->rank));
+    for (int32_t i = 0; i < d->stream->n_ops; i++)
+        if (d->stream->ops[i].kind == TD_OP_RECV)
+            buffers[i] = buffer_of(d, i);
+    TD_TRY(st, d->dev->expect(d->dev->self, buffers, err));
+done:
+    return st;
+}
+
+static td_status open_idle(td_driver *d, td_err *err)
+{
+    d->numbers = d->dev->arena(d->dev->self, TD_STATE_BYTES);
+    return d->numbers != NULL
+               ? TD_OK
+               : td_fail(err, TD_NOMEM, "rank %d: no memory for its numbers", (int)d->rank);
+}
+
 td_status td_driver_open(td_arena *a, const td_program *p, int32_t rank, const td_device *device,
                          td_driver **out, td_err *err)
 {
@@ -633,26 +670,25 @@ td_status td_driver_open(td_arena *a, const td_program *p, int32_t rank, const t
                      .dev = device,
                      .rank = rank,
                      .inject = {.slow = 1, .nan_step = -1, .kill_step = -1},
-                     .config = td_mimo_config_of(p->plan),
-                     .shards = 1};
+                     .config = td_mimo_config_of(p->plan)};
     d->idle = d->stream->module < 0;
     d->payloads = TD_NEW(a, payload, d->stream->n_ops);
     d->shapes = td_arena_alloc(a, (size_t)d->stream->n_ops, sizeof *d->shapes);
     d->issued = TD_NEW(a, bool, d->stream->n_ops);
-    d->norms = TD_NEW(a, double, p->plan->n_modules);
-    if (d->payloads == NULL || d->shapes == NULL || d->issued == NULL || d->norms == NULL)
+    d->plays = TD_NEW(a, bool, d->stream->n_ops);
+    d->first_stamp = TD_NEW(a, int64_t, d->stream->n_ops);
+    if (d->payloads == NULL || d->shapes == NULL || d->issued == NULL || d->plays == NULL ||
+        d->first_stamp == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for its ops", (int)rank));
+    number_ops(d);
     TD_TRY(st, td_pipeline_of_plan(a, p->plan, &d->pipe, err));
-    if (!d->idle) {
-        TD_TRY(st, td_stage_open(a, p, &d->pipe, rank, device, &d->stage, err));
-        TD_TRY(st, open_state(d, err));
-        for (int32_t i = 0; i < d->stream->n_ops; i++)
-            if (d->stream->ops[i].kind == TD_OP_SEND || d->stream->ops[i].kind == TD_OP_RECV ||
-                d->stream->ops[i].kind == TD_OP_BROADCAST)
-                find_payload(d, i);
-    }
+    TD_TRY(st, d->idle ? open_idle(d, err) : open_stage(d, err));
     TD_TRY(st, list_sends(d, err));
-    d->last_end = device->now(device->self);
+    if (device->expect != NULL)
+        TD_TRY(st, expect(d, err));
+    if (device->record != NULL && !d->idle)
+        TD_TRY(st, record_passes(d, err));
+    td_driver_resume(d);
     *out = d;
 done:
     if (st != TD_OK)
@@ -670,9 +706,13 @@ td_status td_driver_observe(td_driver *d, td_watch_slot *watch, const td_inject 
     if (inject->kill_op >= d->stream->n_ops)
         return td_fail(err, TD_USAGE, "--inject: the ops of rank %d are 0 to %d", (int)d->rank,
                        (int)d->stream->n_ops - 1);
-    if (inject->nan_step >= 0 && (d->idle || d->stage.buckets.elements == 0))
+    if (inject->nan_step >= 0 && (d->idle || d->stage.sizes.buckets.elements == 0))
         return td_fail(err, TD_USAGE, "--inject: rank %d trains nothing, so no gradient can be NaN",
                        (int)d->rank);
+    if (inject->slow > 1 && d->dev->record != NULL)
+        return td_fail(err, TD_USAGE,
+                       "--inject: device `%s` queues its ops, so this rank cannot slow them down",
+                       d->dev->name);
     return TD_OK;
 }
 
@@ -682,15 +722,20 @@ void td_driver_close(td_driver *d)
         td_stage_close(&d->stage);
 }
 
-td_run_state td_driver_state(td_driver *d)
+size_t td_driver_bytes(const td_driver *d)
 {
-    return (td_run_state){.tensors = d->stage.tensors,
-                          .w = d->stage.w,
-                          .n_spans = d->n_spans,
-                          .spans = d->origins,
-                          .sharded = d->shards > 1,
-                          .lane = d->stage.dp_rank,
-                          .n_updates = &d->n_updates};
+    return d->idle ? TD_STATE_BYTES : d->stage.arena_bytes;
+}
+
+td_status td_driver_download(td_driver *d, td_run_state *out, td_err *err)
+{
+    *out = (td_run_state){.n_updates = &d->state.n_updates};
+    return d->idle ? TD_OK : td_state_download(&d->state, out, err);
+}
+
+td_status td_driver_upload(td_driver *d, const td_run_state *from, td_err *err)
+{
+    return d->idle ? TD_OK : td_state_upload(&d->state, from, err);
 }
 
 void td_driver_resume(td_driver *d)
@@ -698,19 +743,38 @@ void td_driver_resume(td_driver *d)
     d->last_end = d->dev->now(d->dev->self);
 }
 
-void td_driver_checksums(const td_driver *d,
-                         void (*visit)(void *self, const char *name, const double sums[2]),
-                         void *self)
+/* Elements of the tensor that this rank speaks for: of shards its own, of replicas lane 0 all. */
+static void add_checksum(const td_driver *d, const td_run_state *state, const td_tensor *t,
+                         double sums[2])
 {
+    const uint32_t seed = d->p->plan->seed;
+    if (!t->counts)
+        return;
+    if ((!t->param.trainable || !state->sharded) && state->lane == 0)
+        td_tensor_checksum(t, seed, state->w, t->offset, t->param.local, sums);
+    for (int32_t i = 0; t->param.trainable && state->sharded && i < state->n_spans; i++)
+        if (state->spans[i].tensor == t)
+            td_tensor_checksum(t, seed, state->w, t->offset + state->spans[i].first,
+                               state->spans[i].n, sums);
+}
+
+td_status td_driver_checksums(td_driver *d,
+                              void (*visit)(void *self, const char *name, const double sums[2]),
+                              void *self, td_err *err)
+{
+    td_status st = TD_OK;
+    td_run_state state;
     const td_tensors *t = &d->stage.tensors;
+    TD_TRY(st, td_driver_download(d, &state, err));
     for (int32_t i = 0; !d->idle && i < t->n; i++) {
         double sums[2] = {0};
         if (strcmp(t->all[i].param.name, "k.bias") ==
             0) /* softmax does not see it: its gradient is rounding noise */
             continue;
-        if (t->all[i].counts && d->stage.dp_rank == 0)
-            td_tensor_checksum(&t->all[i], d->p->plan->seed, d->stage.w, t->all[i].offset,
-                               t->all[i].param.local, sums);
+        add_checksum(d, &state, &t->all[i], sums);
         visit(self, t->all[i].name, sums);
     }
+done:
+    td_state_release(&state);
+    return st;
 }

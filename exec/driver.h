@@ -19,11 +19,6 @@ typedef struct {
     double step_s; /* from the end of the step before to this one's, on this rank */
 } td_step_result;
 
-/* Start and end of an op, seconds on the device's shared clock. */
-typedef struct {
-    double start, end;
-} td_op_time;
-
 typedef struct td_driver td_driver;
 
 /* Everything a rank needs, parameters included, ready for the first step. `device` outlives the
@@ -50,8 +45,15 @@ int64_t td_driver_parts(const td_program *p, int32_t rank);
 td_status td_driver_step(td_driver *d, int64_t step, td_step_result *result, td_op_time *times,
                          td_op_time *parts, td_err *err);
 
-/* The state that a checkpoint holds, in place; an idle rank has none. */
-td_run_state td_driver_state(td_driver *d);
+/* Bytes of the device's arena. */
+size_t td_driver_bytes(const td_driver *d);
+
+/*
+ * The state that a checkpoint holds, in host memory: exec/state.h. Idle ranks have none. What is
+ * loaded into it counts once it is written back.
+ */
+td_status td_driver_download(td_driver *d, td_run_state *out, td_err *err);
+td_status td_driver_upload(td_driver *d, const td_run_state *from, td_err *err);
 
 /* The next step begins now: what was done since the last one (a checkpoint) is not a part of it. */
 void td_driver_resume(td_driver *d);
@@ -60,8 +62,8 @@ void td_driver_resume(td_driver *d);
  * This rank's share of the checksums of every parameter tensor it holds: visit(self, name, {sum of
  * squares, signed sum}). Shares of all ranks add up to the whole.
  */
-void td_driver_checksums(const td_driver *d,
-                         void (*visit)(void *self, const char *name, const double sums[2]),
-                         void *self);
+td_status td_driver_checksums(td_driver *d,
+                              void (*visit)(void *self, const char *name, const double sums[2]),
+                              void *self, td_err *err);
 
 #endif

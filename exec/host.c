@@ -23,13 +23,16 @@ struct td_host {
     int32_t rank;
     MPI_Comm *
         comms; /* [n_chans]; MPI_COMM_NULL for pairs, which use the world with a tag of their own */
-    MPI_Request *requests;     /* [n_ops] */
-    double *ended;             /* [n_ops] */
-    int32_t *active, n_active; /* ops with a request under way */
+    MPI_Request *requests; /* [n_ops] */
+    td_op_time *times;     /* [n_ops] */
+    double *ended;         /* [n_ops] when their communication was last seen to have ended */
+    double *stamps;        /* grows */
+    int64_t n_stamps;
+    int32_t *running, n_running; /* ops that are being issued, innermost last */
+    int32_t *active, n_active;   /* ops with a request under way */
     double offset, clock_error;
     void *send_buffer; /* NULL: sends end when received */
     piece *pieces;
-    size_t bytes;
 };
 
 static double host_now(void *self)
@@ -47,8 +50,84 @@ static void *host_arena(void *self, size_t bytes)
     piece *p = memset(aligned, 0, sizeof(piece) + bytes);
     p->next = h->pieces;
     h->pieces = p;
-    h->bytes += bytes;
     return p->data;
+}
+
+static void host_workspace(void *self, void *p, size_t bytes)
+{
+    (void)self, (void)p, (void)bytes; /* these kernels need none */
+}
+
+/* The memory of this device is the caller's. */
+static td_status host_fetch(void *self, const void *from, void *to, size_t bytes, td_err *err)
+{
+    (void)self;
+    (void)err;
+    if (bytes > 0)
+        memcpy(to, from, bytes);
+    return TD_OK;
+}
+
+/* ---- ops ---- */
+
+static td_status host_begin(void *self, int32_t op, td_err *err)
+{
+    td_host *h = self;
+    (void)err;
+    h->running[h->n_running++] = op;
+    return TD_OK;
+}
+
+static td_status host_started(void *self, td_err *err)
+{
+    td_host *h = self;
+    (void)err;
+    h->times[h->running[h->n_running - 1]].start = host_now(h);
+    return TD_OK;
+}
+
+static td_status host_end(void *self, int32_t op, td_err *err)
+{
+    td_host *h = self;
+    (void)err;
+    h->n_running--;
+    if (op >= 0)
+        h->times[op].end = host_now(h);
+    return TD_OK;
+}
+
+static td_status host_step(void *self, bool begins, bool timed, td_err *err)
+{
+    (void)self, (void)begins, (void)timed, (void)err;
+    return TD_OK;
+}
+
+static td_op_time host_times(void *self, int32_t op)
+{
+    const td_host *h = self;
+    td_op_time t = h->times[op];
+    t.end = h->ended[op] > t.end ? h->ended[op] : t.end;
+    return t;
+}
+
+static td_status host_stamp(void *self, int64_t k, td_err *err)
+{
+    td_host *h = self;
+    if (k >= h->n_stamps) {
+        double *grown = realloc(h->stamps, (size_t)(2 * k + 64) * sizeof *grown);
+        if (grown == NULL)
+            return td_fail(err, TD_NOMEM, "rank %d: no memory for a fine trace", (int)h->rank);
+        h->stamps = grown;
+        h->n_stamps = 2 * k + 64;
+    }
+    h->stamps[k] = host_now(h);
+    return TD_OK;
+}
+
+static double host_stamped(void *self, int64_t k)
+{
+    const td_host *h = self;
+    return h->stamps[k];
 }
 
 /* ---- communication ---- */
@@ -254,16 +333,30 @@ td_status td_host_open(td_arena *a, const td_program *p, int32_t rank, bool buff
                             .self = h,
                             .kernels = &td_host_kernels,
                             .arena = host_arena,
+                            .staging = host_arena,
+                            .workspace = host_workspace,
+                            .begin = host_begin,
+                            .started = host_started,
+                            .end = host_end,
                             .transfer = host_transfer,
                             .collective = host_collective,
                             .wait = host_wait,
+                            .complete = host_wait,
+                            .fetch = host_fetch,
                             .poll = host_poll,
+                            .step = host_step,
+                            .times = host_times,
+                            .stamp = host_stamp,
+                            .stamped = host_stamped,
                             .now = host_now};
     h->comms = TD_NEW(a, MPI_Comm, h->stream->n_chans);
     h->requests = TD_NEW(a, MPI_Request, h->stream->n_ops);
+    h->times = TD_NEW(a, td_op_time, h->stream->n_ops);
     h->ended = TD_NEW(a, double, h->stream->n_ops);
+    h->running = TD_NEW(a, int32_t, h->stream->n_ops + 1);
     h->active = TD_NEW(a, int32_t, h->stream->n_ops);
-    if (h->comms == NULL || h->requests == NULL || h->ended == NULL || h->active == NULL)
+    if (h->comms == NULL || h->requests == NULL || h->times == NULL || h->ended == NULL ||
+        h->running == NULL || h->active == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for the device", (int)rank));
     for (int32_t i = 0; i < h->stream->n_ops; i++)
         h->requests[i] = MPI_REQUEST_NULL;
@@ -289,6 +382,7 @@ void td_host_close(td_host *h)
     for (int32_t k = 0; k < h->stream->n_chans; k++)
         if (h->comms[k] != MPI_COMM_NULL)
             MPI_Comm_free(&h->comms[k]);
+    free(h->stamps);
     for (piece *p = h->pieces, *next; p != NULL; p = next) {
         next = p->next;
         free(p);
@@ -300,17 +394,7 @@ const td_device *td_host_device(const td_host *h)
     return &h->device;
 }
 
-double td_host_ended(const td_host *h, int32_t op)
-{
-    return h->ended[op];
-}
-
 double td_host_clock_error(const td_host *h)
 {
     return h->clock_error;
-}
-
-size_t td_host_arena_bytes(const td_host *h)
-{
-    return h->bytes;
 }

@@ -15,11 +15,7 @@ void td_host_close(td_host *h);
 
 const td_device *td_host_device(const td_host *h);
 
-/* When communication of op `op` was last seen to have ended, on the shared clock; 0 if it had none.
- */
-double td_host_ended(const td_host *h, int32_t op);
-
+/* How far the clocks of two ranks may differ, seconds. */
 double td_host_clock_error(const td_host *h);
-size_t td_host_arena_bytes(const td_host *h);
 
 #endif

@@ -44,7 +44,7 @@ static head_view view_of(const td_attention_shape *s, int32_t sample, int32_t he
                        .k = row0 * width + (s->heads + kv) * d,
                        .v = row0 * width + ((int64_t)s->heads + s->kv_heads + kv) * d,
                        .out = row0 * s->heads * d + head * d,
-                       .lse = head * ((int64_t)s->samples * s->seq) + row0,
+                       .lse = ((int64_t)sample * s->heads + head) * s->seq,
                        .width = (int32_t)width,
                        .out_width = s->heads * s->head_dim,
                        .seq = s->seq,

@@ -1,16 +1,12 @@
-/*
- * tandem-host: one rank of `tandem run --on host`, started by mpirun or any other MPI launcher.
- * Rank 0 prints the answer.
- */
+/* The way of a rank from its options to its share of the answer. */
+#include "exec/host_job.h"
 #include "exec/driver.h"
-#include "exec/host.h"
 #include "exec/host_checkpoint.h"
-#include "exec/host_kernels.h"
-#include "exec/host_memory.h"
 #include "exec/host_trace.h"
 #include "exec/live.h"
-#include "exec/run_options.h"
+#include "exec/state.h"
 #include "model/program_check.h"
+#include "traces/trace.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -20,16 +16,18 @@
 #include <string.h>
 
 typedef struct {
+    const td_job_backend *backend;
     td_arena *a;
     td_run_options o;
     int32_t rank, world;
     const td_plan *plan;
     const td_program *program;
-    td_host *host;
+    const td_device *device;
     td_driver *driver;
     int64_t first_step;      /* 0, or where the loaded run stopped */
     td_step_result *results; /* [n_steps] after the warm-up */
     td_host_trace trace;     /* of those, if one was asked for */
+    json_t *ranks;           /* what each has to tell, on rank 0 */
     bool all_failed;         /* every rank knows and says the same */
     td_watch_slot *watch;    /* NULL: nobody watches */
 } job;
@@ -77,8 +75,8 @@ static td_status trace_room(job *j, td_err *err)
 {
     if (j->o.trace == NULL)
         return TD_OK;
-    return td_host_trace_open(j->a, j->program, j->rank, j->o.n_steps, j->o.fine, j->o.trace,
-                              &j->trace, err);
+    return td_host_trace_open(j->a, j->program, j->rank, j->backend->name, j->o.n_steps, j->o.fine,
+                              j->o.trace, &j->trace, err);
 }
 
 static td_status read_plan(job *j, td_err *err)
@@ -100,9 +98,15 @@ done:
 
 static td_status load(job *j, td_err *err)
 {
-    const td_run_state state = td_driver_state(j->driver);
-    const td_status st = td_host_load(j->o.load, j->plan, j->o.quiet, &state, &j->first_step, err);
+    td_status st = TD_OK;
+    td_run_state state;
+    TD_TRY(st, td_driver_download(j->driver, &state, err));
+    st = td_host_load(j->o.load, j->plan, j->o.quiet, &state, &j->first_step, err);
     j->all_failed = st != TD_OK;
+    if (st == TD_OK)
+        st = td_driver_upload(j->driver, &state, err);
+done:
+    td_state_release(&state);
     td_driver_resume(j->driver);
     return st;
 }
@@ -110,9 +114,13 @@ static td_status load(job *j, td_err *err)
 /* After so many steps of this run. */
 static td_status save(job *j, int64_t n_steps, td_err *err)
 {
-    const td_run_state state = td_driver_state(j->driver);
-    const td_status st = td_host_save(j->o.save, j->plan, j->first_step + n_steps, &state, err);
+    td_status st = TD_OK;
+    td_run_state state;
+    TD_TRY(st, td_driver_download(j->driver, &state, err));
+    st = td_host_save(j->o.save, j->plan, j->first_step + n_steps, &state, err);
     j->all_failed = st != TD_OK;
+done:
+    td_state_release(&state);
     td_driver_resume(j->driver);
     return st;
 }
@@ -144,7 +152,7 @@ static td_status run_steps(job *j, td_err *err)
                                   traced < 0 ? NULL : td_host_trace_times(&j->trace, traced),
                                   traced < 0 ? NULL : td_host_trace_parts(&j->trace, traced), err));
         if (traced >= 0)
-            td_host_trace_order(&j->trace, j->host, traced);
+            td_host_trace_order(&j->trace, traced);
         if (j->rank == 0 && !j->o.quiet)
             td_live_step(&live, i, r);
         if (j->o.save_every > 0 && (i + 1) % j->o.save_every == 0)
@@ -232,12 +240,15 @@ static void add_sums(json_t *sums, char *text)
 }
 
 /* Collective; the result on rank 0 only. */
-static json_t *checksums_json(const job *j)
+static td_status checksums_json(const job *j, json_t **out, td_err *err)
 {
     lines own = {0};
-    json_t *sums = json_object(), *value;
+    json_t *sums, *value;
     const char *name;
-    td_driver_checksums(j->driver, add_line, &own);
+    const td_status st = td_driver_checksums(j->driver, add_line, &own, err);
+    if (st != TD_OK)
+        return st;
+    sums = json_object();
     for (int32_t r = 0; r < j->world; r++) {
         unsigned long long n = own.n;
         if (r != 0 && j->rank == r) {
@@ -260,28 +271,93 @@ static json_t *checksums_json(const job *j)
     json_object_foreach(sums, name, value) json_object_set_new(
         value, "l2", json_real(sqrt(json_real_value(json_object_get(value, "l2")))));
     free(own.text);
-    return sums;
+    *out = sums;
+    return TD_OK;
 }
 
+/* Collective; what every rank says of itself, on rank 0 in the order of ranks. */
 static json_t *ranks_json(const job *j)
 {
-    json_t *all = json_array();
+    json_t *all = json_array(),
+           *own = json_pack("{s:i, s:I}", "rank", (int)j->rank, "peak_memory_bytes",
+                            (json_int_t)td_driver_bytes(j->driver));
+    if (j->backend->tell != NULL)
+        j->backend->tell(j->device, own);
+    char *text = json_dumps(own, JSON_COMPACT);
     for (int32_t r = 0; r < j->world; r++) {
-        unsigned long long bytes = td_host_arena_bytes(j->host);
-        if (r != 0 && j->rank == r)
-            MPI_Send(&bytes, 1, MPI_UNSIGNED_LONG_LONG, 0, 0, MPI_COMM_WORLD);
-        if (r != 0 && j->rank == 0)
-            MPI_Recv(&bytes, 1, MPI_UNSIGNED_LONG_LONG, r, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-        json_array_append_new(
-            all, json_pack("{s:i, s:I}", "rank", (int)r, "peak_memory_bytes", (json_int_t)bytes));
+        unsigned long long n = text == NULL ? 0 : strlen(text);
+        if (r != 0 && j->rank == r) {
+            MPI_Send(&n, 1, MPI_UNSIGNED_LONG_LONG, 0, 0, MPI_COMM_WORLD);
+            MPI_Send(text, (int)n, MPI_CHAR, 0, 0, MPI_COMM_WORLD);
+        }
+        if (j->rank != 0 || r == 0)
+            continue;
+        MPI_Recv(&n, 1, MPI_UNSIGNED_LONG_LONG, r, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        char *theirs = calloc(1, (size_t)n + 1), spare;
+        MPI_Recv(theirs == NULL ? &spare : theirs, theirs == NULL ? 0 : (int)n, MPI_CHAR, r, 0,
+                 MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        json_array_append_new(all, theirs == NULL ? json_null() : json_loads(theirs, 0, NULL));
+        free(theirs);
     }
+    json_array_insert_new(all, 0, own);
+    free(text);
     return all;
+}
+
+/* One text of a rank, in as many pairs as its length takes: `clocks.3`, `clocks.3+1`, ... */
+static int32_t add_extra(const job *j, const char *key, size_t rank, const char *text, int32_t n,
+                         const char *extra[2 * TD_TRACE_MAX_EXTRA])
+{
+    const size_t length = strlen(text);
+    for (size_t at = 0, k = 0; (at < length || at == 0) && n < TD_TRACE_MAX_EXTRA; k++, n++) {
+        extra[2 * n] = k == 0 ? td_arena_printf(j->a, "%s.%zu", key, rank)
+                              : td_arena_printf(j->a, "%s.%zu+%zu", key, rank, k);
+        extra[2 * n + 1] = td_arena_printf(j->a, "%.*s", TD_TRACE_MAX_TEXT, text + at);
+        if (extra[2 * n] == NULL || extra[2 * n + 1] == NULL)
+            break;
+        at += TD_TRACE_MAX_TEXT;
+    }
+    return n;
+}
+
+/* What a trace's metadata keeps of every rank, as far as there is room: first the short texts of
+ * all, then the long ones. */
+static int32_t extras_of(const job *j, const char *extra[2 * TD_TRACE_MAX_EXTRA])
+{
+    int32_t n = 0;
+    size_t r;
+    json_t *rank, *value;
+    const char *key;
+    for (int lengthy = 0; lengthy < 2; lengthy++)
+        json_array_foreach(j->ranks, r, rank)
+        {
+            json_object_foreach(rank, key, value)
+            {
+                char *dumped = json_is_string(value)
+                                   ? NULL
+                                   : json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+                const char *text = dumped == NULL ? json_string_value(value) : dumped;
+                if (text != NULL && strcmp(key, "rank") != 0 &&
+                    (strlen(text) > TD_TRACE_MAX_TEXT) == lengthy)
+                    n = add_extra(j, key, r, text, n, extra);
+                free(dumped);
+            }
+        }
+    return n;
+}
+
+static td_status write_trace(const job *j, td_err *err)
+{
+    const char *extra[2 * TD_TRACE_MAX_EXTRA];
+    double clock_error = j->backend->clock_error(j->device);
+    MPI_Allreduce(MPI_IN_PLACE, &clock_error, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+    return td_host_trace_write(&j->trace, clock_error, extras_of(j, extra), extra, j->o.trace, err);
 }
 
 static void print_text(const job *j, double median)
 {
-    printf("%s on %d ranks (host)\n\n%6s %12s %12s %8s %10s\n", j->plan->name, (int)j->world,
-           "step", "loss", "grad norm", "clip", "seconds");
+    printf("%s on %d ranks (%s)\n\n%6s %12s %12s %8s %10s\n", j->plan->name, (int)j->world,
+           j->backend->name, "step", "loss", "grad norm", "clip", "seconds");
     for (int32_t i = 0; i < j->o.n_steps; i++)
         printf("%6lld %12.6f %12.6f %8.4f %10.4f%s\n",
                (long long)(j->first_step + i + j->o.n_warmup), j->results[i].loss,
@@ -291,18 +367,20 @@ static void print_text(const job *j, double median)
 }
 
 /* Collective: every rank's share is gathered, rank 0 prints. */
-static void answer(job *j)
+static td_status answer(job *j, td_err *err)
 {
+    td_status st = TD_OK;
     double median;
+    json_t *tensors = NULL, *steps = NULL;
     for (int32_t i = 0; i < j->o.n_steps; i++) /* the step is as long as its slowest rank says */
         MPI_Allreduce(MPI_IN_PLACE, &j->results[i].step_s, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-    json_t *tensors = j->o.checksums ? checksums_json(j) : NULL, *ranks = ranks_json(j),
-           *steps = steps_json(j, &median);
+    TD_TRY(st, j->o.checksums ? checksums_json(j, &tensors, err) : TD_OK);
+    steps = steps_json(j, &median);
     if (j->rank == 0 && j->o.json) {
         json_t *out =
             json_pack("{s:s, s:i, s:s, s:s, s:O, s:f, s:O}", "plan", j->plan->name, "world_size",
-                      (int)j->world, "backend", "host", "digest", j->program->digest, "steps",
-                      steps, "step_s_median", median, "ranks", ranks);
+                      (int)j->world, "backend", j->backend->name, "digest", j->program->digest,
+                      "steps", steps, "step_s_median", median, "ranks", j->ranks);
         if (tensors != NULL)
             json_object_set(out, "tensors", tensors);
         json_dumpf(out, stdout, JSON_COMPACT);
@@ -311,9 +389,10 @@ static void answer(job *j)
     } else if (j->rank == 0) {
         print_text(j, median);
     }
+done:
     json_decref(tensors);
-    json_decref(ranks);
     json_decref(steps);
+    return st;
 }
 
 /* Where this rank says what it is about to do, and the faults it makes on purpose. */
@@ -333,10 +412,10 @@ static td_status work(job *j, td_err *err)
     td_status st = TD_OK;
     TD_TRY(st, together(j, read_plan(j, err), err));
     TD_TRY(st, together(j, agree(j, err), err));
-    TD_TRY(st, together(j, td_host_memory_check(j->a, j->program, j->rank, err), err));
+    TD_TRY(st, together(j, j->backend->room(j->a, j->program, j->rank, err), err));
     TD_TRY(st, together(j, trace_room(j, err), err));
-    TD_TRY(st, td_host_open(j->a, j->program, j->rank, j->o.buffered, &j->host, err));
-    TD_TRY(st, td_driver_open(j->a, j->program, j->rank, td_host_device(j->host), &j->driver, err));
+    TD_TRY(st, j->backend->open(j->a, j->program, j->rank, &j->o, &j->device, err));
+    TD_TRY(st, td_driver_open(j->a, j->program, j->rank, j->device, &j->driver, err));
     if (j->o.load != NULL)
         TD_TRY(st, load(j, err));
     TD_TRY(st, together(j, observe(j, err), err));
@@ -345,26 +424,27 @@ static td_status work(job *j, td_err *err)
     const int32_t n_steps = j->o.n_warmup + j->o.n_steps, every = j->o.save_every;
     if (j->o.save != NULL && (every == 0 || n_steps % every != 0 || n_steps == 0))
         TD_TRY(st, save(j, n_steps, err));
-    answer(j);
+    j->ranks = ranks_json(j);
+    TD_TRY(st, answer(j, err));
     if (j->o.trace != NULL)
-        TD_TRY(st, td_host_trace_write(&j->trace, j->host, j->o.trace, err));
+        TD_TRY(st, write_trace(j, err));
 done:
+    json_decref(j->ranks);
     return st;
 }
 
-int main(int argc, char **argv)
+int td_job_main(int argc, char **argv, const td_job_backend *backend)
 {
     static const int exit_code[] = {[TD_OK] = 0,     [TD_PLAN] = 1, [TD_FILE] = 3, [TD_USAGE] = 2,
                                     [TD_ABSENT] = 4, [TD_RUN] = 5,  [TD_NOMEM] = 5};
     td_status st = TD_OK;
     td_err err = {0};
-    job j = {0};
+    job j = {.backend = backend};
     int code = td_run_options_read(argc, argv, &j.o);
     if (code != 0)
         return code;
     j.watch = td_watch_join(j.o.watch);
     MPI_Init(NULL, NULL);
-    td_host_kernels_open();
     MPI_Comm_rank(MPI_COMM_WORLD, &j.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &j.world);
     j.a = td_arena_new();
@@ -372,16 +452,16 @@ int main(int argc, char **argv)
     code = exit_code[st];
     if (st != TD_OK && j.all_failed) {
         if (j.rank == 0 && !td_watch_failed(j.watch, st, &err, true))
-            fprintf(stderr, "tandem-host: %s\n", err.text);
+            fprintf(stderr, "%s: %s\n", backend->program, err.text);
     } else if (st != TD_OK) { /* the others may wait for this rank: end them too */
         if (!td_watch_failed(j.watch, st, &err, false))
-            fprintf(stderr, "tandem-host: rank %d: %s\n", (int)j.rank, err.text);
+            fprintf(stderr, "%s: rank %d: %s\n", backend->program, (int)j.rank, err.text);
         MPI_Abort(MPI_COMM_WORLD, code);
     }
     fflush(stdout);
     td_watch_phase(j.watch, TD_AT_END);
     td_driver_close(j.driver);
-    td_host_close(j.host);
+    backend->close(j.device, false);
     td_arena_free(j.a);
     MPI_Finalize();
     return code;

@@ -2,6 +2,8 @@
  * The table of kernels on the processor, and all of it but attention.
  */
 #include "exec/host_kernels.h"
+#include "exec/numbers.h"
+#include "exec/optimizer.h"
 
 #include <assert.h>
 #include <cblas.h>
@@ -353,7 +355,7 @@ static void loss_sum(void *dev, const act *logits, const int32_t *target, const 
     for (int64_t row = 0; row < rows; row++) {
         const float *x = (const float *)logits + row * n;
         double sum = 0;
-        for (int64_t i = 0; i < n; i++)
+        for (int64_t i = 0; i < n && target[row] >= 0; i++)
             sum += (double)expf(x[i] - stats[row]);
         sums[2 * row] = (float)sum;
         sums[2 * row + 1] = holds(target[row], first, n) ? x[target[row] - first] - stats[row] : 0;
@@ -405,32 +407,67 @@ static void copy(void *dev, const void *from, void *to, int64_t bytes)
         memcpy(to, from, (size_t)bytes);
 }
 
-static void grad_stats(void *dev, const float *g, int64_t n, double weight, double *out)
+static void fill_normal(void *dev, const uint32_t key[2], double sigma, int64_t rows, int64_t cols,
+                        int64_t row0, int64_t col0, int64_t in, bool to_float, void *out)
+{
+    const td_numbers numbers = {.key = {key[0], key[1]}};
+    const int64_t run = cols == in ? rows * cols : cols; /* whole rows follow one another */
+    (void)dev;
+    (void)to_float; /* the only type there is */
+    for (int64_t i = 0; i < rows * cols; i += run)
+        td_numbers_fill_normal(&numbers, (uint64_t)((row0 + i / cols) * in + col0), run, sigma,
+                               (float *)out + i);
+}
+
+static void fill(void *dev, float value, int64_t n, bool to_float, void *p)
+{
+    (void)dev;
+    (void)to_float;
+    for (int64_t i = 0; i < n; i++)
+        ((float *)p)[i] = value;
+}
+
+static double sum_of_squares(const float *g, int64_t n)
 {
     double s[LANES] = {0};
-    (void)dev;
     for (int64_t i = 0; i + LANES <= n; i += LANES)
         for (int l = 0; l < LANES; l++)
             s[l] += (double)g[i + l] * (double)g[i + l];
     for (int64_t i = n - n % LANES; i < n; i++)
         s[i % LANES] += (double)g[i] * (double)g[i];
-    const double sum = sum_lanes(s);
-    /* Squares of finite floats cannot overflow a double, so the sum is finite if and only if every
-     * element is. */
-    if (!isfinite(sum))
-        out[1] = 1;
-    if (weight != 0)
-        out[0] += sum * weight;
+    return sum_lanes(s);
 }
 
-static void adam(void *dev, float *restrict p, float *restrict m, float *restrict v,
-                 const float *restrict g, int64_t n, double scale, double lr, double beta1,
-                 double beta2, double eps, double decay, int64_t step)
+static void grad_stats(void *dev, const td_mimo_span *spans, int64_t n_spans, td_mimo_state *state)
 {
-    const double rate = lr / (1 - pow(beta1, (double)step));
-    const double root_correction = sqrt(1 - pow(beta2, (double)step)), keep = 1 - lr * decay;
     (void)dev;
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n_spans; i++) {
+        const double sum = sum_of_squares(spans[i].grad, spans[i].n);
+        /* Squares of finite floats cannot overflow a double, so the sum is finite if and only if
+         * every element is. */
+        if (!isfinite(sum))
+            state->stats[1] = 1;
+        if (spans[i].weight != 0)
+            state->stats[0] += sum * spans[i].weight;
+    }
+}
+
+static void mimo(void *dev, td_mimo_piece piece, const td_mimo_config *c, int32_t module,
+                 td_mimo_state *state)
+{
+    (void)dev;
+    td_mimo_run(piece, c, module, state);
+}
+
+static void adam_span(const td_mimo_config *c, const td_mimo_span *span, double scale, int64_t step)
+{
+    float *restrict p = span->param, *restrict m = span->m, *restrict v = span->v;
+    const float *restrict g = span->grad;
+    const double rate = c->lr / (1 - pow(c->beta1, (double)step));
+    const double root_correction = sqrt(1 - pow(c->beta2, (double)step)),
+                 keep = 1 - c->lr * (span->decay ? c->weight_decay : 0);
+    const double beta1 = c->beta1, beta2 = c->beta2, eps = c->eps;
+    for (int64_t i = 0; i < span->n; i++) {
         const double d = (double)g[i] * scale;
         const double first = beta1 * (double)m[i] + (1 - beta1) * d;
         const double second = beta2 * (double)v[i] + (1 - beta2) * d * d;
@@ -438,6 +475,22 @@ static void adam(void *dev, float *restrict p, float *restrict m, float *restric
         m[i] = (float)first;
         v[i] = (float)second;
     }
+}
+
+static void adam(void *dev, const td_mimo_config *c, const td_mimo_span *spans, int64_t n_spans,
+                 const td_mimo_state *state)
+{
+    (void)dev;
+    for (int64_t i = 0; state->decision.update && i < n_spans; i++)
+        adam_span(c, &spans[i], state->decision.scale, state->n_updates);
+}
+
+static void cast(void *dev, const td_mimo_span *spans, int64_t n_spans)
+{
+    (void)dev;
+    for (int64_t i = 0; i < n_spans; i++)
+        if (spans[i].copy != NULL)
+            td_bf16_of(spans[i].param, spans[i].n, spans[i].copy);
 }
 
 void td_host_kernels_open(void)
@@ -468,6 +521,10 @@ const td_kernels td_host_kernels = {
     .loss_backward = loss_backward,
     .zero = zero,
     .copy = copy,
+    .fill_normal = fill_normal,
+    .fill = fill,
     .grad_stats = grad_stats,
+    .mimo = mimo,
     .adam = adam,
+    .cast = cast,
 };

@@ -20,7 +20,7 @@ td_op_time *td_host_trace_parts(const td_host_trace *t, int32_t step)
 
 static td_trace_meta meta_of(const td_host_trace *t, double clock_error)
 {
-    td_trace_meta meta = {.backend = "host",
+    td_trace_meta meta = {.backend = t->backend,
                           .plan = t->program->plan->name,
                           .profile = "",
                           .trust = "measured",
@@ -32,11 +32,12 @@ static td_trace_meta meta_of(const td_host_trace *t, double clock_error)
     return meta;
 }
 
-td_status td_host_trace_open(td_arena *a, const td_program *p, int32_t rank, int32_t n_steps,
-                             bool fine, const char *path, td_host_trace *out, td_err *err)
+td_status td_host_trace_open(td_arena *a, const td_program *p, int32_t rank, const char *backend,
+                             int32_t n_steps, bool fine, const char *path, td_host_trace *out,
+                             td_err *err)
 {
     td_status st = TD_OK;
-    td_host_trace t = {.program = p, .rank = rank, .n_steps = n_steps};
+    td_host_trace t = {.program = p, .backend = backend, .rank = rank, .n_steps = n_steps};
     t.n_ops = td_program_stream(p, rank)->n_ops;
     t.n_parts = fine ? td_driver_parts(p, rank) : 0;
     t.times = TD_NEW(a, td_op_time, t.n_ops * n_steps);
@@ -55,7 +56,7 @@ done:
     return st;
 }
 
-void td_host_trace_order(td_host_trace *t, const td_host *host, int32_t step)
+void td_host_trace_order(td_host_trace *t, int32_t step)
 {
     const td_stream *s = td_program_stream(t->program, t->rank);
     td_op_time *times = td_host_trace_times(t, step);
@@ -66,8 +67,6 @@ void td_host_trace_order(td_host_trace *t, const td_host *host, int32_t step)
     }
     for (int32_t i = s->n_ops - 1; i >= 0; i--) {
         double *next = &after[s->ops[i].lane];
-        if (s->ops[i].chan >= 0)
-            times[i].end = fmax(times[i].end, td_host_ended(host, i));
         *next = times[i].end = fmin(times[i].end, *next);
     }
     for (int32_t i = 0; i < s->n_ops; i++) {
@@ -200,14 +199,16 @@ static void largest(const td_host_trace *t, int64_t *n_ops, int64_t *n_parts)
     }
 }
 
-td_status td_host_trace_write(const td_host_trace *t, const td_host *host, const char *path,
-                              td_err *err)
+td_status td_host_trace_write(const td_host_trace *t, double clock_error, int32_t n_extra,
+                              const char *const *extra, const char *path, td_err *err)
 {
     td_status st = TD_OK;
     scribe w = {.program = t->program, .origin = INFINITY};
-    const td_trace_meta meta = meta_of(t, td_host_clock_error(host));
+    td_trace_meta meta = meta_of(t, clock_error);
     td_op_time *times = NULL, *parts = NULL;
     int64_t n_ops, n_parts;
+    meta.n_extra = n_extra;
+    meta.extra = extra;
     for (int64_t i = 0; i < t->n_ops; i++)
         w.origin = fmin(w.origin, t->times[i].start);
     MPI_Allreduce(MPI_IN_PLACE, &w.origin, 1, MPI_DOUBLE, MPI_MIN, MPI_COMM_WORLD);

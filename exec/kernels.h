@@ -10,6 +10,8 @@
 #ifndef TANDEM_EXEC_KERNELS_H
 #define TANDEM_EXEC_KERNELS_H
 
+#include "exec/mimo.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -56,8 +58,8 @@ typedef struct {
     /* Rotates q and k in place, rotate-half form, base 10000, position = row mod seq; `back` turns
      * the other way. */
     void (*rotary)(void *dev, act *qkv, const td_attention_shape *s, bool back);
-    /* out[rows, heads * head_dim]; lse[heads][rows]. Query head i uses key head i * kv_heads /
-     * heads. */
+    /* out[rows, heads * head_dim]; lse[samples][heads][seq]. Query head i uses key head i *
+     * kv_heads / heads. */
     void (*attention)(void *dev, const act *qkv, act *out, float *lse, const td_attention_shape *s);
     /* dqkv is written whole. */
     void (*attention_backward)(void *dev, const act *dout, const act *qkv, const act *out,
@@ -83,7 +85,8 @@ typedef struct {
      * Vocabulary-parallel cross-entropy over logits[rows, n] of the vocabulary's columns first ..
      * first + n - 1. 1: stats[row] = local maximum. (maximum over tensor ranks) 2: stats[row] is
      * the maximum; sums[2 * row] = sum of exp(logit - max), sums[2 * row + 1] = the target's logit
-     * - max or 0 where it is on another rank. (sum over tensor ranks) 3: adds the loss of the
+     * - max or 0 where it is on another rank; both 0 for a row that does not count (target < 0).
+     * (sum over tensor ranks) 3: adds the loss of the
      * counted rows (target >= 0) to loss[0] and their number to loss[1] 4: logits become softmax -
      * target on counted rows and 0 elsewhere
      */
@@ -96,15 +99,35 @@ typedef struct {
                           const float *sums, int64_t rows, int64_t n, int64_t first);
 
     void (*zero)(void *dev, void *p, int64_t bytes);
+    /* Within the device's memory, and between it and the caller's (which must stay until the device
+     * is done). */
     void (*copy)(void *dev, const void *from, void *to, int64_t bytes);
     /*
-     * out[0] += sum over i of g[i]^2 * weight in double; out[1] = 1 if any g[i] is not finite.
-     * weight is 0 for copies that another rank counts.
+     * First values of a slice: out[r * cols + c] = sigma * normal number (exec/numbers.h) of
+     * element (row0 + r) * in + col0 + c under `key`, rounded to float, then to the type of `out`.
      */
-    void (*grad_stats)(void *dev, const float *g, int64_t n, double weight, double *out);
-    /* Decoupled AdamW on n elements; g is multiplied by `scale` first; step counts from 1. */
-    void (*adam)(void *dev, float *p, float *m, float *v, const float *g, int64_t n, double scale,
-                 double lr, double beta1, double beta2, double eps, double decay, int64_t step);
+    void (*fill_normal)(void *dev, const uint32_t key[2], double sigma, int64_t rows, int64_t cols,
+                        int64_t row0, int64_t col0, int64_t in, bool to_float, void *out);
+    /* p[i] = value, in the type of `p` */
+    void (*fill)(void *dev, float value, int64_t n, bool to_float, void *p);
+
+    /*
+     * state->stats[0] += sum over all spans of weight * grad^2, in double; state->stats[1] = 1 if
+     * any gradient is not finite, counted or not. Spans are in the device's memory.
+     */
+    void (*grad_stats)(void *dev, const td_mimo_span *spans, int64_t n_spans, td_mimo_state *state);
+    /* One of the decisions between the collectives. */
+    void (*mimo)(void *dev, td_mimo_piece piece, const td_mimo_config *c, int32_t module,
+                 td_mimo_state *state);
+    /*
+     * Decoupled AdamW on every span, gradients multiplied by state->decision.scale first, the
+     * update numbered state->n_updates, which counts from 1. Nothing if state->decision.update is
+     * false.
+     */
+    void (*adam)(void *dev, const td_mimo_config *c, const td_mimo_span *spans, int64_t n_spans,
+                 const td_mimo_state *state);
+    /* copy = param, rounded to bf16, on every span. */
+    void (*cast)(void *dev, const td_mimo_span *spans, int64_t n_spans);
 } td_kernels;
 
 #endif

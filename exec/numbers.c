@@ -2,6 +2,7 @@
 #include "exec/numbers.h"
 
 #include <math.h>
+#include <string.h>
 
 static const double two_pi = 6.283185307179586476925286766559;
 
@@ -95,4 +96,24 @@ void td_numbers_fill_normal(const td_numbers *n, uint64_t i0, int64_t count, dou
 int td_numbers_sign(const td_numbers *n, uint64_t i)
 {
     return td_numbers_word(n, i) % 2 == 0 ? 1 : -1;
+}
+
+void td_bf16_of(const float *from, int64_t n, void *to)
+{
+    uint16_t *out = to;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &from[i], sizeof bits);
+        const uint32_t even = bits >> 16 & 1;
+        out[i] = from[i] != from[i] ? 0x7FC0 : (uint16_t)((bits + 0x7FFF + even) >> 16);
+    }
+}
+
+void td_bf16_widen(const void *from, int64_t n, float *to)
+{
+    const uint16_t *in = from;
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)in[i] << 16;
+        memcpy(&to[i], &bits, sizeof bits);
+    }
 }

@@ -26,6 +26,9 @@ float td_numbers_normal(const td_numbers *n, uint64_t i);
 /* out[k] = normal(i0 + k) * sigma, rounded once; as fast as it can be. */
 void td_numbers_fill_normal(const td_numbers *n, uint64_t i0, int64_t count, double sigma,
                             float *out);
+/* Rounds to bf16, ties to even, as devices do; NaN stays NaN. `to`: 16 bits each. */
+void td_bf16_of(const float *from, int64_t n, void *to);
+void td_bf16_widen(const void *from, int64_t n, float *to);
 /* +1 if the word of element i is even, else -1. */
 int td_numbers_sign(const td_numbers *n, uint64_t i);
 

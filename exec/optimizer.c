@@ -33,14 +33,6 @@ double td_mimo_weight(bool counts, bool sharded, int32_t lane)
     return counts && (sharded || lane == 0) ? 1.0 : 0.0;
 }
 
-void td_mimo_stats(const td_kernels *k, void *dev, const td_mimo_span *spans, int32_t n_spans,
-                   double *stats)
-{
-    k->zero(dev, stats, 2 * (int64_t)sizeof *stats);
-    for (int32_t i = 0; i < n_spans; i++)
-        k->grad_stats(dev, spans[i].grad, spans[i].n, spans[i].weight, stats);
-}
-
 /* Sums of squares are never negative, and a finite one of floats is far below DBL_MAX: infinity
  * travels as DBL_MAX and nan as infinity. */
 static double encode(double square)
@@ -64,8 +56,8 @@ void td_mimo_vector(const td_mimo_config *c, int32_t module, double square, doub
 td_mimo_decision td_mimo_decide(const td_mimo_config *c, const double *vector, bool nonfinite,
                                 double token_scale)
 {
-    td_mimo_decision d = {.update = !nonfinite || c->nonfinite == TD_NONFINITE_PROPAGATE,
-                          .clip_coefficient = 1};
+    td_mimo_decision d = {.clip_coefficient = 1,
+                          .update = !nonfinite || c->nonfinite == TD_NONFINITE_PROPAGATE};
     double sum = 0;
     for (int32_t i = 0; i < c->n_modules; i++) /* in the vector's order: the same for any plan */
         sum += decode(vector[i]);
@@ -81,16 +73,33 @@ td_mimo_decision td_mimo_decide(const td_mimo_config *c, const double *vector, b
     return d;
 }
 
-void td_mimo_adam(const td_kernels *k, void *dev, const td_mimo_config *c,
-                  const td_mimo_decision *decision, const td_mimo_span *spans, int32_t n_spans,
-                  int64_t *n_updates)
+void td_mimo_run(td_mimo_piece piece, const td_mimo_config *c, int32_t module, td_mimo_state *state)
 {
-    if (!decision->update)
-        return;
-    ++*n_updates;
-    for (int32_t i = 0; i < n_spans; i++) {
-        const td_mimo_span *s = &spans[i];
-        k->adam(dev, s->param, s->m, s->v, s->grad, s->n, decision->scale, c->lr, c->beta1,
-                c->beta2, c->eps, s->decay ? c->weight_decay : 0, *n_updates);
+    const int64_t n_updates = state->n_updates;
+    switch (piece) {
+    case TD_MIMO_BEGIN:
+        *state = (td_mimo_state){.n_updates = n_updates};
+        break;
+    case TD_MIMO_TOKENS:
+        state->tokens[0] = module >= 0 ? state->loss[0] : 0;
+        state->tokens[1] = module >= 0 ? state->loss[1] : 0;
+        break;
+    case TD_MIMO_FLAG:
+        state->flag = state->stats[1] > 0 ? 1 : 0;
+        state->square = state->stats[0];
+        break;
+    case TD_MIMO_VECTOR:
+        td_mimo_vector(c, module, state->square, state->vector);
+        break;
+    case TD_MIMO_DECIDE:
+        state->decision = td_mimo_decide(c, state->vector, state->flag != 0,
+                                         td_mimo_token_scale((int64_t)state->tokens[1], 1, 1));
+        state->n_updates += state->decision.update;
+        break;
+    case TD_MIMO_DONE:
+        state->success = state->decision.update;
+        break;
+    case TD_N_MIMO_PIECES:
+        break;
     }
 }

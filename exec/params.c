@@ -152,21 +152,26 @@ static double sigma_of(const td_param *p, int32_t layers)
     return into_residual ? 0.02 / sqrt(2.0 * layers) : 0.02;
 }
 
-void td_tensors_init(const td_tensors *t, const td_stage *s, float *flat)
+void td_tensor_init(const td_tensor *t, const td_stage *s, const td_kernels *k, void *dev,
+                    int64_t first, int64_t n, bool to_float, void *out)
 {
-    memset(flat, 0, (size_t)t->elements * sizeof *flat); /* biases and padding */
-    for (int32_t i = 0; i < t->n; i++) {
-        const td_tensor *x = &t->all[i];
-        const int64_t n = x->rows * x->cols, run = run_length(x);
-        const td_numbers numbers = td_numbers_of(s->plan->seed, x->name);
-        const double sigma = sigma_of(&x->param, s->module->layers);
-        float *values = flat + x->offset;
-        if (x->param.decay) /* matrices and embeddings */
-            for (int64_t k = 0; k < n; k += run)
-                td_numbers_fill_normal(&numbers, full_index(x, k), run, sigma, values + k);
-        else if (ends_with(x->name, ".weight")) /* of norms */
-            for (int64_t k = 0; k < n; k++)
-                values[k] = 1;
+    const size_t size = to_float ? sizeof(float) : (size_t)s->e;
+    const td_numbers numbers = td_numbers_of(s->plan->seed, t->name);
+    if (!t->param.decay) { /* not a matrix: only norms have weights then */
+        if (ends_with(t->name, ".weight"))
+            k->fill(dev, 1, n, to_float, out);
+        return;
+    }
+    for (int64_t i = first, end = first + n; i < end;) { /* what is left of a row, rows, a begin */
+        const int64_t row = i / t->cols, col = i % t->cols, left = end - i;
+        const int64_t rows = col == 0 && left >= t->cols ? left / t->cols : 1,
+                      cols = rows * t->cols <= left && col == 0 ? t->cols
+                             : left < t->cols - col             ? left
+                                                                : t->cols - col;
+        k->fill_normal(dev, numbers.key, sigma_of(&t->param, s->module->layers), rows, cols,
+                       t->row0 + row, t->col0 + col, t->param.in, to_float,
+                       (char *)out + (size_t)(i - first) * size);
+        i += rows * cols;
     }
 }
 

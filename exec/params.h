@@ -6,6 +6,7 @@
 #ifndef TANDEM_EXEC_PARAMS_H
 #define TANDEM_EXEC_PARAMS_H
 
+#include "exec/kernels.h"
 #include "model/module.h"
 
 typedef struct {
@@ -38,9 +39,13 @@ td_status td_tensors_of_stage(td_arena *a, const td_stage *s, int32_t tp_rank, t
 /* NULL if the stage has no tensor with this suffix in this layer (-1: outside the layers). */
 const td_tensor *td_tensors_find(const td_tensors *t, const char *suffix, int32_t layer);
 
-/* First values: weights N(0, 0.02^2), `o` and `down` N(0, (0.02 / sqrt(2 * layers))^2), biases 0,
- * norm weights 1. */
-void td_tensors_init(const td_tensors *t, const td_stage *s, float *flat);
+/*
+ * Issues the kernels that write the first values of elements [first, first + n) of a tensor's slice
+ * to `out`, which is zeroed: weights N(0, 0.02^2), `o` and `down` N(0, (0.02 / sqrt(2 *
+ * layers))^2), biases 0, norm weights 1. `to_float`: `out` is float whatever the precision.
+ */
+void td_tensor_init(const td_tensor *t, const td_stage *s, const td_kernels *k, void *dev,
+                    int64_t first, int64_t n, bool to_float, void *out);
 
 /*
  * This rank's share of a tensor's checksums over the elements [first, first + n) of its flat arrays

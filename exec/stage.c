@@ -2,6 +2,8 @@
 #include "exec/stage.h"
 #include "exec/data.h"
 
+#include <assert.h>
+#include <stddef.h>
 #include <string.h>
 
 /* ---- passes ---- */
@@ -27,24 +29,66 @@ act *td_stage_grad_out(const td_stage_run *s, int32_t mb)
     return s->grad_out[mb & 1];
 }
 
+/* ---- data ---- */
+
+static td_status feed_tokens(td_stage_run *s, int64_t sample0, int32_t mb, td_err *err)
+{
+    td_status st = TD_OK;
+    const td_kernels *k = s->device->kernels;
+    const int64_t seq = s->stage.module->seq, bytes = s->t * (int64_t)sizeof(int32_t);
+    int32_t *tokens = s->staged_tokens + 2 * s->t * mb, *target = tokens + s->t;
+    td_slot *slot = &s->slots[mb % s->n_slots];
+    for (int32_t i = 0; i < s->stage.samples; i++)
+        TD_TRY(st,
+               td_dataset_tokens(s->data, sample0 + i, tokens + i * seq, target + i * seq, err));
+    k->copy(s->device->self, tokens, slot->tokens, bytes);
+    k->copy(s->device->self, target, slot->target, bytes);
+done:
+    return st;
+}
+
+static void round_rows(const td_stage_run *s, const float *from, int64_t n, act *to)
+{
+    if (s->e == sizeof(float))
+        memcpy(to, from, (size_t)n * sizeof(float));
+    else
+        td_bf16_of(from, n, to);
+}
+
+/* Rows [low, high) of the lane's samples: those of this rank's region. */
+static void feed_input(td_stage_run *s, int64_t sample0, int32_t mb)
+{
+    const td_kernels *k = s->device->kernels;
+    const td_module *m = s->stage.module;
+    const int64_t low = s->first_row, high = s->first_row + s->r, width = m->input_dim;
+    const td_numbers numbers = td_data_input_numbers(s->stage.plan, s->module);
+    char *input = s->slots[mb % s->n_slots].input, *staged = s->staged_input;
+    staged = staged == NULL ? NULL : staged + (size_t)(mb * s->r * width) * s->e;
+    for (int64_t i = low / m->seq; i * m->seq < high; i++) {
+        const int64_t from = i * m->seq > low ? i * m->seq : low,
+                      to = (i + 1) * m->seq < high ? (i + 1) * m->seq : high;
+        const size_t at = (size_t)((from - low) * width) * s->e;
+        const int64_t sample = td_dataset_sample(s->data, sample0 + i);
+        if (staged == NULL) {
+            k->fill_normal(s->device->self, numbers.key, 1.0, to - from, width,
+                           sample * m->seq + from - i * m->seq, 0, width, false, input + at);
+            continue;
+        }
+        td_dataset_input(s->data, s->module, sample, s->sample);
+        round_rows(s, s->sample + (from - i * m->seq) * width, (to - from) * width, staged + at);
+        k->copy(s->device->self, staged + at, input + at, (to - from) * width * (int64_t)s->e);
+    }
+}
+
 td_status td_stage_feed(td_stage_run *s, int64_t step, int32_t mb, td_err *err)
 {
     td_status st = TD_OK;
-    const td_plan *plan = s->stage.plan;
-    const td_module *m = s->stage.module;
-    td_slot *slot = &s->slots[mb % s->n_slots];
-    for (int32_t i = 0; i < s->stage.samples; i++) {
-        const int64_t sample = td_data_sample(plan, step, s->module, s->dp_rank, mb, i);
-        if (m->type->language && (s->stage.first || s->stage.last))
-            TD_TRY(st, td_dataset_tokens(s->data, sample, slot->tokens + (int64_t)i * m->seq,
-                                         slot->target + (int64_t)i * m->seq, err));
-        if (!m->type->language && s->stage.first)
-            td_dataset_input(s->data, s->module, sample,
-                             (float *)slot->input + (int64_t)i * m->seq * m->input_dim);
-    }
-    if (!m->type->language && s->stage.first && s->sp) /* each tensor rank embeds its own rows */
-        memmove(slot->input, (char *)slot->input + (size_t)(s->first_row * m->input_dim) * s->e,
-                (size_t)(s->r * m->input_dim) * s->e);
+    const int64_t sample0 = td_data_sample(s->stage.plan, step, s->module, s->dp_rank, mb, 0);
+    const bool language = s->stage.module->type->language;
+    if (language && (s->stage.first || s->stage.last))
+        TD_TRY(st, feed_tokens(s, sample0, mb, err));
+    if (!language && s->stage.first)
+        feed_input(s, sample0, mb);
 done:
     return st;
 }
@@ -82,147 +126,114 @@ done:
 
 /* ---- memory ---- */
 
-/* Hands out pieces of the arena; with a NULL base it only counts. */
+/* Whose pointer a piece is, by how often it stands in the arena. */
+typedef enum { OF_RUN, OF_RING, OF_EDGE, OF_INPUT, OF_SLOT, OF_LAYER, OF_NEXT_LAYER } home;
+
+#define RUN(field) OF_RUN, offsetof(td_stage_run, field)
+#define RING(field) OF_RING, offsetof(td_stage_run, field)
+#define EDGE(field) OF_EDGE, offsetof(td_stage_run, field)
+#define SLOT(field) OF_SLOT, offsetof(td_slot, field)
+#define LAYER(field) OF_LAYER, offsetof(td_layer_kept, field)
+static const struct {
+    home home;
+    size_t field;
+} homes[TD_N_PIECES] = {
+    [TD_PIECE_WEIGHTS] = {RUN(w)},
+    [TD_PIECE_GRADIENTS] = {RUN(g)},
+    [TD_PIECE_REDUCED] = {RUN(reduced)},
+    [TD_PIECE_TENSOR_SUM] = {RUN(tensor_sum)},
+    [TD_PIECE_MASTER] = {RUN(master)},
+    [TD_PIECE_MOMENT1] = {RUN(m)},
+    [TD_PIECE_MOMENT2] = {RUN(v)},
+    [TD_PIECE_STATE] = {RUN(state)},
+    [TD_PIECE_SPANS] = {RUN(spans)},
+    [TD_PIECE_WORKSPACE] = {RUN(workspace)},
+    [TD_PIECE_INPUT] = {OF_INPUT, 0},
+    [TD_PIECE_OUTPUT] = {OF_NEXT_LAYER, offsetof(td_layer_kept, x)},
+    [TD_PIECE_Y1] = {LAYER(y1)},
+    [TD_PIECE_QKV] = {LAYER(qkv)},
+    [TD_PIECE_AO] = {LAYER(ao)},
+    [TD_PIECE_LSE] = {LAYER(lse)},
+    [TD_PIECE_X2] = {LAYER(x2)},
+    [TD_PIECE_Y2] = {LAYER(y2)},
+    [TD_PIECE_GU] = {LAYER(gu)},
+    [TD_PIECE_AV] = {LAYER(av)},
+    [TD_PIECE_ST1] = {LAYER(st1)},
+    [TD_PIECE_ST2] = {LAYER(st2)},
+    [TD_PIECE_PATCHES] = {SLOT(input)},
+    [TD_PIECE_TOKENS] = {SLOT(tokens)},
+    [TD_PIECE_TARGET] = {SLOT(target)},
+    [TD_PIECE_YF] = {SLOT(yf)},
+    [TD_PIECE_STF] = {SLOT(stf)},
+    [TD_PIECE_LOGITS] = {SLOT(logits)},
+    [TD_PIECE_MAX] = {SLOT(max)},
+    [TD_PIECE_SUMS] = {SLOT(sums)},
+    [TD_PIECE_P1] = {SLOT(p1)},
+    [TD_PIECE_P2] = {SLOT(p2)},
+    [TD_PIECE_OUT] = {SLOT(out)},
+    [TD_PIECE_FULL] = {RUN(full)},
+    [TD_PIECE_WIDE1] = {RUN(wide1)},
+    [TD_PIECE_WIDE2] = {RUN(wide2)},
+    [TD_PIECE_SIDE] = {RUN(side)},
+    [TD_PIECE_FLOW] = {RING(flow)},
+    [TD_PIECE_GRAD_IN] = {RING(grad_in)},
+    [TD_PIECE_GRAD_OUT] = {RING(grad_out)},
+    [TD_PIECE_BRIDGED] = {EDGE(bridged)},
+    [TD_PIECE_BRIDGED_GRAD] = {EDGE(bridged_grad)},
+};
+#undef RUN
+#undef RING
+#undef EDGE
+#undef SLOT
+#undef LAYER
+
 typedef struct {
+    td_stage_run *s;
     char *base;
-    size_t used;
-} cutter;
+} placer;
 
-static void *cut(cutter *c, int64_t elements, size_t size)
+static void place(void *self, const td_piece *p)
 {
-    void *p = c->base == NULL ? NULL : c->base + c->used;
-    c->used += ((size_t)elements * size + 63) / 64 * 64;
-    return p;
-}
-
-static void cut_layer(const td_stage_run *s, cutter *c, td_layer_kept *l,
-                      const td_layer_kept *shared, bool attention_shared)
-{
-    const td_module *m = s->stage.module;
-    const int64_t per_row = m->type->norm_bias ? 2 : 1;
-    if (shared != NULL) { /* only the input is kept: the rest is computed again */
-        act *x = l->x;
-        *l = *shared;
-        l->x = x;
-        return;
-    }
-    l->y1 = cut(c, s->r * s->h, s->e);
-    l->x2 = cut(c, s->r * s->h, s->e);
-    l->y2 = cut(c, s->r * s->h, s->e);
-    l->st1 = cut(c, s->r * per_row, sizeof(float));
-    l->st2 = cut(c, s->r * per_row, sizeof(float));
-    l->qkv = cut(c, s->t * (s->q + 2 * s->kv), s->e);
-    l->gu = cut(c, s->t * s->up, s->e);
-    l->av = cut(c, s->t * s->f, s->e);
-    if (!attention_shared) {
-        l->ao = cut(c, s->t * s->q, s->e);
-        l->lse = cut(c, s->t * (m->heads / m->tp), sizeof(float));
-    }
-}
-
-/* One set of a layer's buffers serves all layers: what they held is computed again, or there is no
- * backward to need it. */
-static bool layers_share(const td_stage_run *s)
-{
-    return s->stage.plan->step.recompute == TD_RECOMPUTE_FULL || !s->stage.backward;
-}
-
-static void cut_slot(const td_stage_run *s, cutter *c, td_slot *slot, const td_layer_kept *shared)
-{
-    const td_module *m = s->stage.module;
-    const bool again = s->stage.plan->step.recompute == TD_RECOMPUTE_SELECTIVE && !layers_share(s);
-    for (int32_t l = 0; l <= s->stage.n_layers; l++) {
-        td_layer_kept *kept_layer = &slot->layers[l];
-        if (l > 0)
-            kept_layer->x = cut(c, s->r * s->h, s->e);
-        if (l == s->stage.n_layers)
-            break;
-        cut_layer(s, c, kept_layer, layers_share(s) ? shared : NULL, again);
-        if (again) {
-            kept_layer->ao = shared->ao;
-            kept_layer->lse = shared->lse;
+    const placer *to = self;
+    td_stage_run *s = to->s;
+    const home owner = homes[p->kind].home;
+    for (int32_t i = 0; i < p->n_i; i++)
+        for (int32_t j = 0; j < p->n_j; j++) {
+            void *at = to->base + p->offset + (uint64_t)i * p->stride_i + (uint64_t)j * p->stride_j;
+            char *const of[] = {[OF_RUN] = (char *)s,
+                                [OF_RING] = (char *)s + (size_t)i * sizeof(act *),
+                                [OF_EDGE] = (char *)s,
+                                [OF_INPUT] = (char *)&s->inputs[i],
+                                [OF_SLOT] = (char *)&s->slots[i % s->n_slots],
+                                [OF_LAYER] = (char *)&s->slots[i % s->n_slots].layers[j],
+                                [OF_NEXT_LAYER] = (char *)&s->slots[i % s->n_slots].layers[j + 1]};
+            char *field = of[owner] + homes[p->kind].field;
+            if (owner == OF_EDGE)
+                memcpy(&field, field + (size_t)i * sizeof(act **), sizeof field);
+            memcpy(owner == OF_EDGE ? field + (size_t)p->edge * sizeof(act *) : field, &at,
+                   sizeof at);
         }
-    }
-    if (m->type->language) {
-        slot->tokens = cut(c, s->t, sizeof(int32_t));
-        slot->target = cut(c, s->t, sizeof(int32_t));
-    } else if (s->stage.first) {
-        slot->input = cut(c, s->t * m->input_dim, s->e);
-    }
-    if (!s->stage.last)
-        return;
-    slot->yf = cut(c, s->r * s->h, s->e);
-    slot->stf = cut(c, 2 * s->r, sizeof(float));
-    if (m->type->language) {
-        slot->logits = cut(c, s->t * s->vocab, s->e);
-        slot->max = cut(c, s->t, sizeof(float));
-        slot->sums = cut(c, 2 * s->t, sizeof(float));
-    } else {
-        slot->p1 = cut(c, s->t * s->proj, s->e);
-        slot->p2 = cut(c, s->t * s->proj, s->e);
-        slot->out = cut(c, s->t * s->out_width, s->e);
-    }
-}
-
-static int64_t largest(const int64_t *v, size_t n)
-{
-    int64_t most = 0;
-    for (size_t i = 0; i < n; i++)
-        most = v[i] > most ? v[i] : most;
-    return most;
-}
-
-static void cut_all(td_stage_run *s, cutter *c)
-{
-    const int64_t wide[] = {s->q + 2 * s->kv, s->up, s->f, s->h, s->proj},
-                  tall[] = {s->h, s->out_width};
-    const int64_t grad_width = s->stage.last ? s->out_width : s->h,
-                  rows_in = s->stage.last ? s->t : s->r;
-    const bool receives = s->stage.backward && !(s->stage.last && s->stage.module->type->language);
-    td_layer_kept shared = {0};
-    s->w = cut(c, s->tensors.elements, s->e);
-    s->g = cut(c, s->buckets.elements, sizeof(float));
-    if (s->stage.plan->step.recompute != TD_RECOMPUTE_NONE || layers_share(s))
-        cut_layer(s, c, &shared, NULL, false);
-    for (int32_t i = 0; i < s->n_inputs; i++)
-        s->inputs[i] = cut(c, s->r * s->h, s->e);
-    for (int32_t i = 0; i < s->n_slots; i++)
-        cut_slot(s, c, &s->slots[i], &shared);
-    s->full = cut(c, s->sp ? s->t * s->h : 0, s->e);
-    s->wide1 = cut(c, s->t * largest(wide, sizeof wide / sizeof *wide), s->e);
-    s->wide2 = cut(c, s->t * largest(wide, sizeof wide / sizeof *wide), s->e);
-    s->side = cut(c, s->t * largest(tall, sizeof tall / sizeof *tall), s->e);
-    for (int32_t i = 0; i < 2; i++) {
-        s->flow[i] = cut(c, s->r * s->h, s->e);
-        s->grad_in[i] = cut(c, receives ? rows_in * grad_width : 0, s->e);
-        s->grad_out[i] = cut(c, s->stage.first || !s->stage.input_grad ? 0 : s->r * s->h, s->e);
-        for (int32_t e = 0; s->stage.first && e < s->pipe->n_edges; e++)
-            if (s->pipe->edges[e].dst == s->module) {
-                const int64_t rows =
-                    (int64_t)s->stage.samples * s->stage.plan->modules[s->pipe->edges[e].src].seq;
-                s->bridged[i][e] = cut(c, rows * s->h, s->e);
-                s->bridged_grad[i][e] = cut(c, s->pipe->edge_gradient[e] ? rows * s->h : 0, s->e);
-            }
-    }
+    if (p->kind == TD_PIECE_WORKSPACE)
+        s->device->workspace(s->device->self, s->workspace, p->bytes);
 }
 
 static void measure(td_stage_run *s)
 {
-    const td_module *m = s->stage.module;
-    s->t = s->stage.tokens;
-    s->r = td_stage_region_tokens(&s->stage);
-    s->h = m->hidden;
-    s->q = (int64_t)m->heads * m->head_dim / m->tp;
-    s->kv = (int64_t)(m->kv_heads < m->tp ? 1 : m->kv_heads / m->tp) * m->head_dim;
-    s->f = m->ffn / m->tp;
-    s->up = m->mlp == TD_MLP_SWIGLU ? 2 * s->f : s->f;
-    s->vocab = m->vocab / m->tp;
-    s->sp = s->stage.plan->step.sequence_parallel && m->tp > 1;
+    const td_stage_sizes *z = &s->sizes;
+    s->t = z->t;
+    s->r = z->r;
+    s->h = z->h;
+    s->q = z->q;
+    s->kv = z->kv;
+    s->f = z->f;
+    s->up = z->up;
+    s->vocab = z->vocab;
+    s->out_width = z->out_width;
+    s->proj = z->proj;
+    s->sp = z->sp;
+    s->n_slots = z->n_slots;
+    s->n_inputs = z->n_inputs;
     s->first_row = s->sp ? s->r * s->tp_rank : 0;
-    for (int32_t e = 0; e < s->pipe->n_edges; e++)
-        if (s->pipe->edges[e].src == s->module)
-            s->out_width = s->stage.plan->modules[s->pipe->edges[e].dst].hidden;
-    s->proj = s->out_width / m->tp;
 }
 
 static td_status find_handlers(td_arena *a, td_stage_run *s, td_err *err)
@@ -261,6 +272,64 @@ static int32_t chan_of_kind(const td_stage_run *s, td_comm_kind kind)
     return -1;
 }
 
+/* Pointers to what stands in the arena; the first values of all parameters. */
+static td_status take_arena(td_stage_run *s, td_err *err)
+{
+    const td_plan *plan = s->stage.plan;
+    const int32_t p = s->stage.pp_rank;
+    s->arena_bytes = td_stage_pieces(plan, s->pipe, s->module, p, &s->sizes, NULL, NULL);
+    placer to = {.s = s, .base = s->device->arena(s->device->self, s->arena_bytes)};
+    if (to.base == NULL)
+        return td_fail(err, TD_NOMEM, "rank %d: no memory for an arena of %.2f GiB", (int)s->rank,
+                       (double)s->arena_bytes / (1024.0 * 1024.0 * 1024.0));
+    td_stage_pieces(plan, s->pipe, s->module, p, &s->sizes, place, &to);
+    for (int32_t i = 0; i < s->tensors.n; i++) {
+        const td_tensor *t = &s->tensors.all[i];
+        td_tensor_init(t, &s->stage, s->device->kernels, s->device->self, 0, t->param.local, false,
+                       (char *)s->w + (size_t)t->offset * s->e);
+    }
+    return TD_OK;
+}
+
+static td_status take_tables(td_arena *a, td_stage_run *s, td_err *err)
+{
+    bool whole = true;
+    s->inputs = TD_NEW(a, act *, s->n_inputs);
+    s->slots = TD_NEW(a, td_slot, s->n_slots);
+    for (int32_t i = 0; s->slots != NULL && i < s->n_slots; i++) {
+        s->slots[i].layers = TD_NEW(a, td_layer_kept, s->stage.n_layers + 1);
+        whole = whole && s->slots[i].layers != NULL;
+    }
+    for (int32_t i = 0; i < 2; i++) {
+        s->bridged[i] = TD_NEW(a, act *, s->pipe->n_edges);
+        s->bridged_grad[i] = TD_NEW(a, act *, s->pipe->n_edges);
+        whole = whole && s->bridged[i] != NULL && s->bridged_grad[i] != NULL;
+    }
+    return whole && s->inputs != NULL && s->slots != NULL
+               ? TD_OK
+               : td_fail(err, TD_NOMEM, "rank %d: no memory for %d microbatches in flight",
+                         (int)s->rank, (int)s->n_slots);
+}
+
+static td_status take_staging(td_arena *a, td_stage_run *s, td_err *err)
+{
+    const td_module *m = s->stage.module;
+    const td_device *d = s->device;
+    const size_t n = (size_t)s->stage.plan->step.microbatches;
+    const bool tokens = m->type->language && (s->stage.first || s->stage.last);
+    const bool rows = !m->type->language && s->stage.first && td_dataset_has(s->data, s->module);
+    if (tokens)
+        s->staged_tokens = d->staging(d->self, n * 2 * (size_t)s->t * sizeof(int32_t));
+    if (rows) {
+        s->staged_input = d->staging(d->self, n * (size_t)(s->r * m->input_dim) * s->e);
+        s->sample = TD_NEW(a, float, (int64_t)m->seq * m->input_dim);
+    }
+    if ((tokens && s->staged_tokens == NULL) ||
+        (rows && (s->staged_input == NULL || s->sample == NULL)))
+        return td_fail(err, TD_NOMEM, "rank %d: no memory for the samples of a step", (int)s->rank);
+    return TD_OK;
+}
+
 td_status td_stage_open(td_arena *a, const td_program *p, const td_pipeline *pipe, int32_t rank,
                         const td_device *device, td_stage_run *out, td_err *err)
 {
@@ -272,7 +341,6 @@ td_status td_stage_open(td_arena *a, const td_program *p, const td_pipeline *pip
                       .pipe = pipe,
                       .module = stream->module,
                       .rank = rank};
-    cutter c = {0};
     td_coord coord;
     TD_TRY(st, td_grid_coord(&p->plan->modules[stream->module].grid, rank, &coord, err));
     s.stage = td_stage_of(p->plan, stream->module, stream->pp_rank);
@@ -281,38 +349,19 @@ td_status td_stage_open(td_arena *a, const td_program *p, const td_pipeline *pip
     s.tp_chan = chan_of_kind(&s, TD_COMM_TENSOR);
     s.dp_chan = chan_of_kind(&s, TD_COMM_DATA);
     s.e = (size_t)s.stage.e;
+    TD_TRY(st, td_stage_sizes_of(a, p->plan, pipe, stream->module, stream->pp_rank, &s.sizes, err));
     measure(&s);
-    TD_TRY(st, td_buckets_of_stage(a, &s.stage, &s.buckets, err));
     TD_TRY(st, td_tensors_of_stage(a, &s.stage, s.tp_rank, &s.tensors, err));
+    assert(s.tensors.elements == s.sizes.elements);
     TD_TRY(st, find_handlers(a, &s, err));
-    /* 1F1B holds as many microbatches as there are stages from here on; without a backward one is
-     * sent while the next runs */
-    s.n_slots = s.stage.backward ? p->total_stages - stream->stage : 2;
-    s.n_slots = s.n_slots < p->plan->step.microbatches ? s.n_slots : p->plan->step.microbatches;
-    s.n_inputs = s.n_slots + (s.stage.first ? 0 : 1);
-    s.inputs = TD_NEW(a, act *, s.n_inputs);
-    s.slots = TD_NEW(a, td_slot, s.n_slots);
-    if (s.slots == NULL || s.inputs == NULL)
-        TD_TRY(st,
-               td_fail(err, TD_NOMEM, "no memory for %d microbatches in flight", (int)s.n_slots));
-    for (int32_t i = 0; i < s.n_slots; i++)
-        if ((s.slots[i].layers = TD_NEW(a, td_layer_kept, s.stage.n_layers + 1)) == NULL)
-            TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for %d layers", (int)s.stage.n_layers));
-    for (int32_t i = 0; i < 2; i++) {
-        s.bridged[i] = TD_NEW(a, act *, pipe->n_edges);
-        s.bridged_grad[i] = TD_NEW(a, act *, pipe->n_edges);
-        if (s.bridged[i] == NULL || s.bridged_grad[i] == NULL)
-            TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for %d bridges", (int)pipe->n_edges));
-    }
-    cut_all(&s, &c);
-    c = (cutter){.base = device->arena(device->self, c.used)};
-    if (c.base == NULL)
-        TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for the stage's buffers", (int)rank));
-    cut_all(&s, &c);
-    td_tensors_init(&s.tensors, &s.stage, s.w);
+    TD_TRY(st, take_tables(a, &s, err));
     TD_TRY(st, td_dataset_open(a, p->plan, &s.data, err));
+    TD_TRY(st, take_staging(a, &s, err));
+    TD_TRY(st, take_arena(&s, err));
     *out = s;
 done:
+    if (st != TD_OK)
+        td_dataset_close(s.data);
     return st;
 }
 

@@ -9,8 +9,7 @@
 #include "exec/dataset.h"
 #include "exec/device.h"
 #include "exec/params.h"
-#include "model/lower.h"
-#include "model/pipeline.h"
+#include "model/pieces.h"
 
 /* Kept of one layer from its forward to its backward. */
 typedef struct {
@@ -41,15 +40,20 @@ typedef struct {
     td_dataset *data; /* where its samples come from */
     td_stage stage;
     int32_t module, rank, tp_rank, dp_rank, tp_chan, dp_chan;
-    /* Sizes on this rank: tokens, rows of the sequence-parallel region, widths; first_row of its
-     * region. */
+    /* Sizes on this rank, as in td_stage_sizes; first_row of its sequence-parallel region. */
     int64_t t, r, h, q, kv, f, up, vocab, out_width, proj, first_row;
     bool sp;
     size_t e; /* bytes of an activation element */
     td_tensors tensors;
-    td_buckets buckets;
+    td_stage_sizes sizes;
+    size_t arena_bytes;
     act *w;   /* flat parameters */
     float *g; /* flat gradients */
+    /* Of the optimizer: exec/state.h. NULL where there is nothing of the kind. */
+    float *reduced, *tensor_sum, *master, *m, *v;
+    td_mimo_state *state;
+    td_mimo_span *spans;
+    void *workspace;
     int32_t n_slots, n_inputs;
     td_slot *slots; /* microbatch mb uses slot mb % n_slots */
     act **inputs; /* and inputs[mb % n_inputs], so that the next one can arrive while all slots are
@@ -60,7 +64,11 @@ typedef struct {
     act *grad_in[2];  /* rings over microbatches: gradients from later stages */
     act *grad_out[2]; /* and towards earlier ones */
     act **bridged[2], **bridged_grad[2]; /* [ring][edge] rows from encoders, and their gradients */
-    double loss[2]; /* of the step so far: sum of cross-entropies and counted positions */
+    /* Host memory that a step's samples are copied from: [microbatches] of tokens with targets, and
+     * of rows that a file holds. */
+    int32_t *staged_tokens;
+    act *staged_input;
+    float *sample;                            /* [seq, input_dim] of a file */
     const struct td_handler *const *handlers; /* [works]: of each part */
     /* the pass that runs */
     td_slot *slot;
@@ -79,8 +87,9 @@ typedef struct td_handler {
 const td_handler *td_stage_handler(const td_part *part);
 
 /*
- * Takes everything from the device's arena, initial parameters included, and maps the plan's data.
- * `pipe` is the plan's. An idle rank has no stage.
+ * Takes the device's arena and cuts it as model/pieces.h says, issues the kernels that write the
+ * parameters' first values, and maps the plan's data. `pipe` is the plan's. An idle rank has no
+ * stage.
  */
 td_status td_stage_open(td_arena *a, const td_program *p, const td_pipeline *pipe, int32_t rank,
                         const td_device *device, td_stage_run *out, td_err *err);
@@ -88,8 +97,9 @@ void td_stage_close(td_stage_run *s);
 
 typedef td_status (*td_part_done)(void *self, int64_t n_done, td_err *err);
 
-/* Puts the data of microbatch `mb` of step `step` into its slot, before its forward. TD_FILE if the
- * plan's data is not what it should be. */
+/* Issues what puts the data of microbatch `mb` of step `step` into its slot, before its forward;
+ * the microbatches of one step have staging memory of their own. TD_FILE if the plan's data is not
+ * what it should be. */
 td_status td_stage_feed(td_stage_run *s, int64_t step, int32_t mb, td_err *err);
 
 /* Runs the parts of a FORWARD or BACKWARD; `done` is called before the first (0 done) and after

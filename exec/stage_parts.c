@@ -75,7 +75,6 @@ static td_status collect(td_stage_run *s, const td_part *part, td_reduction redu
                                      .count = (int64_t)(part->bytes / size),
                                      .type = type};
     TD_TRY(st, s->device->collective(dev(s), -1, s->tp_chan, &call, s->err));
-    TD_TRY(st, s->device->wait(dev(s), -1, s->err));
 done:
     return st;
 }
@@ -471,7 +470,7 @@ static td_status loss(td_stage_run *s, const td_part *part)
     k(s)->loss_max(dev(s), s->slot->logits, s->slot->max, s->t, s->vocab);
     if (s->stage.module->tp == 1) {
         loss_second(s);
-        k(s)->loss_value(dev(s), s->slot->target, s->slot->sums, s->loss, s->t);
+        k(s)->loss_value(dev(s), s->slot->target, s->slot->sums, s->state->loss, s->t);
     }
     return TD_OK;
 }
@@ -489,7 +488,7 @@ static td_status loss_sum(td_stage_run *s, const td_part *part)
 {
     td_status st = TD_OK;
     TD_TRY(st, collect(s, part, TD_REDUCE_SUM, s->slot->sums, s->slot->sums, TD_TYPE_F32));
-    k(s)->loss_value(dev(s), s->slot->target, s->slot->sums, s->loss, s->t);
+    k(s)->loss_value(dev(s), s->slot->target, s->slot->sums, s->state->loss, s->t);
 done:
     return st;
 }

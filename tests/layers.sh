@@ -22,7 +22,7 @@ foreign='
 ^criterion/             tests/*
 ^mpi                    exec/launch.c|exec/host*.c
 ^(cblas|openblas)       exec/host*.c
-^(cuda|nccl|cublas|cudnn)  exec/cuda*.c|exec/kernels*.cu
+^(cuda|nccl|cublas|cudnn|nvtx)  exec/cuda*|exec/kernels*.cu|tests/gpu/*
 ^(time|sys/time)\.h     traces/*|sim/*|exec/*|cli/*|tests/*
 '
 

@@ -119,7 +119,7 @@ ParameterizedTestParameters(attention, is_the_weighted_mean_of_the_definition)
 ParameterizedTest(td_attention_shape *s, attention, is_the_weighted_mean_of_the_definition)
 {
     buffers b = buffers_new(s);
-    const int64_t rows = (int64_t)s->samples * s->seq, d = s->head_dim;
+    const int64_t d = s->head_dim;
     double *qkv = calloc((size_t)b.n_qkv, sizeof *qkv), *want = calloc((size_t)d, sizeof *want);
     for (int64_t i = 0; i < b.n_qkv; i++)
         qkv[i] = (double)b.qkv[i];
@@ -129,8 +129,9 @@ ParameterizedTest(td_attention_shape *s, attention, is_the_weighted_mean_of_the_
             for (int query = 0; query < s->seq; query++) {
                 const int64_t row = (int64_t)sample * s->seq + query;
                 const double lse = attend(qkv, s, sample, head, query, want);
-                cr_assert_float_eq((double)b.lse[head * rows + row], lse,
-                                   2e-6 * fmax(1, fabs(lse)));
+                cr_assert_float_eq(
+                    (double)b.lse[((int64_t)sample * s->heads + head) * s->seq + query], lse,
+                    2e-6 * fmax(1, fabs(lse)));
                 for (int64_t i = 0; i < d; i++)
                     cr_assert_float_eq((double)b.out[(row * s->heads + head) * d + i], want[i],
                                        4e-6, "sample %d, head %d, query %d", sample, head, query);

@@ -468,14 +468,16 @@ TheoryDataPoints(kernels, squares_add_up_in_double_and_weigh_what_they_should) =
 Theory((int n, double weight), kernels, squares_add_up_in_double_and_weigh_what_they_should)
 {
     float *g = floats(n, 1);
-    double out[2] = {1.5, 0}, want = 1.5;
+    td_mimo_state s = {.stats = {1.5, 0}};
+    const td_mimo_span span = {.grad = g, .n = n, .weight = weight};
+    double want = 1.5;
     for (int i = 0; i < n; i++) {
         g[i] *= 1e25F; /* squares beyond float */
         want += (double)g[i] * (double)g[i] * weight;
     }
-    k->grad_stats(NULL, g, n, weight, out);
-    cr_assert_leq(fabs(out[0] - want), 1e-12 * want);
-    cr_assert_eq(out[1], 0);
+    k->grad_stats(NULL, &span, 1, &s);
+    cr_assert_leq(fabs(s.stats[0] - want), 1e-12 * want);
+    cr_assert_eq(s.stats[1], 0);
 }
 
 TheoryDataPoints(kernels, one_number_that_is_not_finite_raises_the_flag_and_nothing_lowers_it) = {
@@ -485,14 +487,15 @@ Theory((float bad, int at, double weight), kernels,
        one_number_that_is_not_finite_raises_the_flag_and_nothing_lowers_it)
 {
     float *g = floats(19, 1);
-    double out[2] = {0, 0};
+    td_mimo_state s = {.n_updates = 0};
+    const td_mimo_span span = {.grad = g, .n = 19, .weight = weight};
     g[at] = bad;
-    k->grad_stats(NULL, g, 19, weight, out);
-    cr_assert_eq(out[1], 1);
-    cr_assert_eq(isfinite(out[0]) != 0, weight == 0, "a copy that does not count adds nothing");
+    k->grad_stats(NULL, &span, 1, &s);
+    cr_assert_eq(s.stats[1], 1);
+    cr_assert_eq(isfinite(s.stats[0]) != 0, weight == 0, "a copy that does not count adds nothing");
     g[at] = 0;
-    k->grad_stats(NULL, g, 19, weight, out);
-    cr_assert_eq(out[1], 1);
+    k->grad_stats(NULL, &span, 1, &s);
+    cr_assert_eq(s.stats[1], 1);
 }
 
 /* Loshchilov and Hutter, 2019, algorithm 2 without schedule, its state in double throughout. */
@@ -512,7 +515,12 @@ Theory((double decay, double scale, int n), kernels, adam_follows_the_published_
             want[i] -= lr * decay * want[i] + lr * want_m[i] / (1 - pow(beta1, step)) /
                                                   (sqrt(want_v[i] / (1 - pow(beta2, step))) + eps);
         }
-        k->adam(NULL, p, m, v, g, n, scale, lr, beta1, beta2, eps, decay, step);
+        const td_mimo_config c = {
+            .lr = lr, .beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = decay};
+        const td_mimo_span span = {
+            .param = p, .m = m, .v = v, .grad = g, .n = n, .decay = decay > 0};
+        const td_mimo_state s = {.decision = {.update = true, .scale = scale}, .n_updates = step};
+        k->adam(NULL, &c, &span, 1, &s);
     }
     expect(p, want, n, 1e-6, "p");
     expect(m, want_m, n, 1e-6, "m");
@@ -524,7 +532,11 @@ Test(kernels, the_first_step_of_adam_moves_by_the_learning_rate_and_leaves_idle_
 {
     float p[3] = {-0.7796F, 0.4117F, 0.5F}, m[3] = {0}, v[3] = {0};
     const float g[3] = {-0.0799F, -0.0851F, 0};
-    k->adam(NULL, p, m, v, g, 3, 1, 0.01, 0.9, 0.95, 1e-8, 0.01, 1);
+    const td_mimo_config c = {
+        .lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.01};
+    const td_mimo_span span = {.param = p, .m = m, .v = v, .grad = g, .n = 3, .decay = true};
+    const td_mimo_state s = {.decision = {.update = true, .scale = 1}, .n_updates = 1};
+    k->adam(NULL, &c, &span, 1, &s);
     cr_assert_float_eq(p[0], -0.7695220708847046F, 6e-8F);
     cr_assert_float_eq(p[1], 0.42165881395339966F, 6e-8F);
     cr_assert_eq(p[2], (float)(0.5 * (1 - 0.01 * 0.01)));

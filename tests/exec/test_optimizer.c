@@ -46,7 +46,30 @@ static void fill(state *s, int32_t rank)
         s->param[i] = sinf((float)(rank * N + i));
         s->grad[i] = cosf((float)(rank * 7 * N + 3 * i));
     }
-    s->span = (td_mimo_span){s->param, s->m, s->v, s->grad, N, 1, true};
+    s->span = (td_mimo_span){.param = s->param,
+                             .m = s->m,
+                             .v = s->v,
+                             .grad = s->grad,
+                             .n = N,
+                             .weight = 1,
+                             .decay = true};
+}
+
+/* What a rank counts of its gradients. */
+static void stats_of(const td_mimo_span *spans, int32_t n, double stats[2])
+{
+    td_mimo_state s = {.n_updates = 0};
+    td_host_kernels.grad_stats(NULL, spans, n, &s);
+    memcpy(stats, s.stats, sizeof s.stats);
+}
+
+/* One update, if the decision is one. */
+static void update(const td_mimo_config *c, const td_mimo_decision *d, const td_mimo_span *span,
+                   int64_t *n_updates)
+{
+    const td_mimo_state s = {.decision = *d, .n_updates = *n_updates + d->update};
+    td_host_kernels.adam(NULL, c, span, 1, &s);
+    *n_updates = s.n_updates;
 }
 
 /* Squares of module m are sum over its ranks; rank r belongs to module r % n_modules. */
@@ -56,7 +79,7 @@ static td_mimo_decision reduce_and_decide(const td_mimo_config *c, const state *
     double squares[TD_MAX_MODULES] = {0}, world[TD_MAX_MODULES] = {0}, mine[TD_MAX_MODULES];
     double found = 0, stats[2];
     for (int32_t r = 0; r < n_ranks; r++) {
-        td_mimo_stats(&td_host_kernels, NULL, &ranks[r].span, 1, stats);
+        stats_of(&ranks[r].span, 1, stats);
         squares[r % c->n_modules] += stats[0];
         found = fmax(found, stats[1]);
     }
@@ -188,7 +211,7 @@ Test(optimizer, frozen_modules_contribute_nothing)
     network both = {.plan = {.n_modules = 0}}, alone = {.plan = {.n_modules = 0}};
     const td_mimo_config c = config_of(&both, 2, two), only = config_of(&alone, 1, two);
     double vector[2], single[1], stats[2];
-    td_mimo_stats(&td_host_kernels, NULL, NULL, 0, stats); /* nothing to train */
+    stats_of(NULL, 0, stats); /* nothing to train */
     cr_assert(stats[0] == 0 && stats[1] == 0);
     td_mimo_vector(&c, 0, 3, vector);
     td_mimo_vector(&only, 0, 3, single);
@@ -231,8 +254,8 @@ Theory((float worst), optimizer, copy_that_is_not_counted_adds_nothing_but_is_st
     s[1].grad[N - 1] = worst;
     s[1].span.weight = 0;
     const td_mimo_span spans[] = {s[0].span, s[1].span};
-    td_mimo_stats(&td_host_kernels, NULL, spans, 1, alone);
-    td_mimo_stats(&td_host_kernels, NULL, spans, 2, both);
+    stats_of(spans, 1, alone);
+    stats_of(spans, 2, both);
     cr_assert_eq(alone[0], both[0]);
     cr_assert_eq(both[1], isfinite(worst) ? 0 : 1);
 }
@@ -263,8 +286,8 @@ Test(optimizer, scaling_inside_the_step_equals_scaling_the_gradients_before)
     cr_assert_eq(d.norm, e.norm);
     cr_assert_eq(d.clip_coefficient, e.clip_coefficient);
     for (int32_t r = 0; r < 2; r++) {
-        td_mimo_adam(&td_host_kernels, NULL, &c, &d, &folded[r].span, 1, &folded[r].n_updates);
-        td_mimo_adam(&td_host_kernels, NULL, &c, &e, &before[r].span, 1, &before[r].n_updates);
+        update(&c, &d, &folded[r].span, &folded[r].n_updates);
+        update(&c, &e, &before[r].span, &before[r].n_updates);
         cr_assert_arr_eq(folded[r].param, before[r].param, sizeof folded[r].param);
     }
 }
@@ -291,7 +314,7 @@ Theory((float bad, int where, int element), optimizer,
     cr_assert_not(d.update);
     cr_assert_eq(d.clip_coefficient, 1);
     for (int32_t r = 0; r < RANKS; r++)
-        td_mimo_adam(&td_host_kernels, NULL, &c, &d, &ranks[r].span, 1, &ranks[r].n_updates);
+        update(&c, &d, &ranks[r].span, &ranks[r].n_updates);
     cr_assert_arr_eq(before, ranks, sizeof before);
 }
 
@@ -308,7 +331,7 @@ Test(optimizer, infinite_norm_propagates_as_coefficient_0)
     cr_assert(d.update && isinf(d.norm) && isfinite(d.module_norms[0]));
     cr_assert(d.clip_coefficient == 0 && d.scale == 0);
     for (int32_t r = 0; r < 2; r++) {
-        td_mimo_adam(&td_host_kernels, NULL, &c, &d, &ranks[r].span, 1, &ranks[r].n_updates);
+        update(&c, &d, &ranks[r].span, &ranks[r].n_updates);
         cr_assert_eq(ranks[r].n_updates, 1);
         for (int32_t i = 0; i < N; i++)
             cr_assert(r == 1 && i == 3 ? isnan(ranks[r].param[i])
@@ -341,7 +364,7 @@ Test(optimizer, first_update_moves_every_parameter_by_the_learning_rate)
     s.span.decay = false;
     before = s;
     const td_mimo_decision d = {.update = true, .scale = 1};
-    td_mimo_adam(&td_host_kernels, NULL, &c, &d, &s.span, 1, &s.n_updates);
+    update(&c, &d, &s.span, &s.n_updates);
     cr_assert_eq(s.n_updates, 1);
     for (int32_t i = 0; i < N; i++) /* m / sqrt(v) is the sign once both biases are corrected */
         cr_assert_float_eq(s.param[i], before.param[i] - 0.01F * copysignf(1, before.grad[i]),
@@ -359,7 +382,7 @@ Theory((int decay), optimizer, weight_decay_shrinks_marked_parameters_only)
     s.span.decay = decay != 0;
     before = s;
     const td_mimo_decision d = {.update = true, .scale = 1};
-    td_mimo_adam(&td_host_kernels, NULL, &c, &d, &s.span, 1, &s.n_updates);
+    update(&c, &d, &s.span, &s.n_updates);
     for (int32_t i = 0; i < N; i++)
         cr_assert_float_eq(s.param[i], before.param[i] * (decay ? 1 - 0.01F * 0.1F : 1), 1e-7F);
 }

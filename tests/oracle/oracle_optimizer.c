@@ -28,6 +28,23 @@ typedef struct {
     rank *ranks;
 } world;
 
+/* What a rank counts of its gradients. */
+static void stats_of(const td_mimo_span *spans, int32_t n, double stats[2])
+{
+    td_mimo_state s = {.n_updates = 0};
+    td_host_kernels.grad_stats(NULL, spans, n, &s);
+    memcpy(stats, s.stats, sizeof s.stats);
+}
+
+/* One update, if the decision is one. */
+static void update_span(const td_mimo_config *c, const td_mimo_decision *d,
+                        const td_mimo_span *span, int64_t *n_updates)
+{
+    const td_mimo_state s = {.decision = *d, .n_updates = *n_updates + d->update};
+    td_host_kernels.adam(NULL, c, span, 1, &s);
+    *n_updates = s.n_updates;
+}
+
 /* A float array of the arena filled from JSON; NULL, with c->broken set, if it is not one of n
  * numbers. */
 static float *numbers(oracle_case *c, const json_t *array, int64_t n)
@@ -128,7 +145,7 @@ static td_mimo_decision decide(const td_mimo_config *config, const world *w)
         for (int32_t p = 0; p < w->ranks[i].n_params; p++) {
             const td_mimo_span *span = &w->ranks[i].params[p].span;
             double stats[2];
-            td_mimo_stats(&td_host_kernels, NULL, span, span->grad != NULL, stats);
+            stats_of(span, span->grad != NULL, stats);
             nonfinite |= stats[1] != 0; /* FOUND_INF */
             if (w->ranks[i].module >= 0)
                 squares[w->ranks[i].module] += stats[0]; /* MODULE_NORM */
@@ -150,7 +167,7 @@ static void update(const td_mimo_config *config, const td_mimo_decision *d, worl
             for (int64_t k = 0; x->span.grad != NULL && k < x->span.n; k++)
                 x->scaled_grad[k] = (float)(x->span.grad[k] * d->scale);
             if (x->span.grad != NULL)
-                td_mimo_adam(&td_host_kernels, NULL, config, d, &x->span, 1, &x->n_updates);
+                update_span(config, d, &x->span, &x->n_updates);
         }
 }
 
