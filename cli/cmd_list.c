@@ -33,6 +33,8 @@ static td_status backends(td_arena *a, listing *l, td_err *err)
     for (const td_backend *b = td_backends; b->name != NULL; b++)
         row(l, b->name, b->summary, "state", b->present ? "present" : "absent");
     char path[4200]; /* executing backends are programs of their own */
+    row(l, "cuda", "tandem run: a GPU a rank, NCCL, cuBLASLt, cuDNN; bf16 and fp32", "state",
+        td_launch_find("tandem-cuda", path, sizeof path, NULL) == TD_OK ? "present" : "absent");
     row(l, "host", "tandem run: this machine's cores, one process per rank over MPI, fp32", "state",
         td_launch_find("tandem-host", path, sizeof path, NULL) == TD_OK ? "present" : "absent");
     return TD_OK;

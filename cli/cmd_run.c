@@ -11,10 +11,34 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The executing backends: a program of its own each. */
-static const struct {
+/* The executing backends, best first: a program of its own each. */
+typedef struct {
     const char *name, *program;
-} backends[] = {{"host", "tandem-host"}};
+    const char *device; /* is there where the backend can do something; NULL: everywhere */
+    bool bf16, buffers; /* can compute in it; can buffer sends */
+} backend;
+static const backend backends[] = {{"cuda", "tandem-cuda", "/dev/nvidiactl", true, false},
+                                   {"host", "tandem-host", NULL, false, true}};
+enum { N_BACKENDS = sizeof backends / sizeof *backends };
+
+/* The one that was named, or the best that is built and has a device. */
+static td_status choose(const char *on, const backend **out, char *found, int size, td_err *err)
+{
+    *out = NULL;
+    for (int i = 0; i < N_BACKENDS && *out == NULL; i++) {
+        const backend *b = &backends[i];
+        if (on != NULL ? strcmp(b->name, on) == 0
+                       : (b->device == NULL || access(b->device, F_OK) == 0) &&
+                             td_launch_find(b->program, found, size, NULL) == TD_OK)
+            *out = b;
+    }
+    if (*out == NULL && on != NULL)
+        return td_fail(err, TD_ABSENT,
+                       "backend `%s` is not in this build; the executing backends are cuda and "
+                       "host",
+                       on);
+    return td_launch_find(*out == NULL ? "tandem-host" : (*out)->program, found, size, err);
+}
 
 /* A rank tells a bad token when it comes to it; started by this command, none is ever. */
 static td_status examine_data(td_arena *a, const td_plan *plan, td_err *err)
@@ -29,8 +53,8 @@ done:
 }
 
 /* What must hold before anything is started, and whether sends have to be buffered. */
-static td_status examine(td_arena *a, const td_plan *plan, bool assume_buffered, bool *buffered,
-                         td_err *err)
+static td_status examine(td_arena *a, const td_plan *plan, const backend *on, bool assume_buffered,
+                         bool *buffered, td_err *err)
 {
     td_status st = TD_OK;
     td_progress progress[TD_N_COMPLETIONS];
@@ -42,10 +66,10 @@ static td_status examine(td_arena *a, const td_plan *plan, bool assume_buffered,
                                "cannot be run",
                                plan->file, plan->modules[plan->edges[i].src].name,
                                plan->modules[plan->edges[i].dst].name));
-    if (plan->precision != TD_FP32)
+    if (plan->precision != TD_FP32 && !on->bf16)
         TD_TRY(st, td_fail(err, TD_PLAN,
-                           "%s: precision: is bf16, but host computes in fp32; set precision: fp32",
-                           plan->file));
+                           "%s: precision: is bf16, but %s computes in fp32; set precision: fp32",
+                           plan->file, on->name));
     TD_TRY(st, td_plan_progress(a, plan, progress, err));
     const td_completion needs = td_progress_needs(progress);
     *buffered = needs == TD_COMPLETION_BUFFERED_SENDS;
@@ -56,6 +80,11 @@ static td_status examine(td_arena *a, const td_plan *plan, bool assume_buffered,
                     "%s: the step needs buffered sends: %s; --assume-buffered runs it all the same",
                     plan->file,
                     td_progress_text(a, &progress[TD_COMPLETION_BUFFERED_SHAPE_MESSAGES])));
+    if (*buffered && !on->buffers)
+        TD_TRY(st, td_fail(err, TD_PLAN,
+                           "%s: the step needs buffered sends, which %s does not have: its sends "
+                           "end when they are received",
+                           plan->file, on->name));
 done:
     return st;
 }
@@ -90,16 +119,18 @@ static int run(int argc, char **argv)
     td_diags diags;
     td_arena *a = td_arena_new();
     const td_plan *plan;
-    const char *path = NULL, *on = "host", *steps = "5", *warmup = "1", *trace = NULL,
-               *program = NULL, *save = NULL, *load = NULL, *every = NULL, *detail = NULL,
-               *timeout = "600", *inject = NULL;
+    const backend *where;
+    const char *path = NULL, *on = NULL, *steps = "5", *warmup = "1", *trace = NULL, *save = NULL,
+               *load = NULL, *every = NULL, *detail = NULL, *timeout = "600", *inject = NULL;
     char found[4200];
     bool json = false, checksums = false, assume_buffered = false, quiet = false, buffered = false,
          helped;
     const td_option options[] = {
         {NULL, "PLAN", "the plan to run", NULL, &path, true},
-        {"--on", "BACKEND", "host: this machine's cores, ranks as processes, fp32", NULL, &on,
-         false},
+        {"--on", "BACKEND",
+         "cuda: a GPU a rank, bf16 and fp32; host: this machine's cores, fp32 (the best that is "
+         "here)",
+         NULL, &on, false},
         {"--steps", "N", "steps to report (5)", NULL, &steps, false},
         {"--warmup", "W", "real steps before them (1)", NULL, &warmup, false},
         {"-o", "TRACE", "write the measured trace (.json or .json.gz)", NULL, &trace, false},
@@ -141,22 +172,16 @@ static int run(int argc, char **argv)
     TD_TRY(st, whole_number("--timeout", timeout, &err));
     if (every != NULL && save == NULL)
         TD_TRY(st, td_fail(&err, TD_USAGE, "--save-every %s: needs --save DIR", every));
-    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
-        if (strcmp(backends[i].name, on) == 0)
-            program = backends[i].program;
-    if (program == NULL)
-        TD_TRY(st, td_fail(&err, TD_ABSENT,
-                           "backend `%s` is not in this build; the executing backend is host", on));
-    TD_TRY(st, td_launch_find(program, found, sizeof found, &err));
+    TD_TRY(st, choose(on, &where, found, sizeof found, &err));
     TD_TRY(st, td_cli_load(a, path, &diags, &plan, &err));
-    TD_TRY(st, examine(a, plan, assume_buffered, &buffered, &err));
+    TD_TRY(st, examine(a, plan, where, assume_buffered, &buffered, &err));
     TD_TRY(st,
            td_inject_read(inject, plan->world_size,
                           strtol(steps, NULL, 10) + strtol(warmup, NULL, 10), 0, &faults, &err));
     TD_TRY(st, examine_data(a, plan, &err));
     TD_TRY(st, examine_checkpoints(a, plan, load, save, &err));
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (plan->world_size > cores && !quiet && !td_launched())
+    if (where->device == NULL && plan->world_size > cores && !quiet && !td_launched())
         fprintf(stderr,
                 "%lld ranks share %ld cores: times say little about a machine that has one core a "
                 "rank\n",
@@ -201,9 +226,10 @@ done:
 
 const td_command td_command_run = {
     .name = "run",
-    .usage = "PLAN [--on host] [--steps N] [--warmup W] [-o TRACE] [--trace fine] [--save DIR] "
-             "[--load DIR] "
-             "[--checksums] [--json] ...",
+    .usage =
+        "PLAN [--on cuda|host] [--steps N] [--warmup W] [-o TRACE] [--trace fine] [--save DIR] "
+        "[--load DIR] "
+        "[--checksums] [--json] ...",
     .summary = "execute the step program on real tensors, one process per rank",
     .example = "tandem run examples/plans/tiny-llava-4rank.yaml --steps 10",
     .run = run,
