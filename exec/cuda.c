@@ -43,6 +43,7 @@ typedef struct td_cuda {
     td_cuda_matmul *matmul;
     td_cuda_attention_lib *attention; /* NULL: tandem's own does it all */
     td_cuda_clock *clock;
+    double offset, offset_error; /* of this machine's clock against that of rank 0's; 0 there */
     td_monitor *monitor;
     char gpu[256], pci[32], no_attention[256], no_monitor[256];
     size_t context_bytes, total_bytes;
@@ -239,7 +240,7 @@ static double time_of(td_cuda *c, cudaEvent_t event)
 {
     double second = 0;
     (void)td_cuda_clock_of(c->clock, event, &second, &c->failure);
-    return second;
+    return second + c->offset;
 }
 
 static td_op_time cuda_times(void *self, int32_t op)
@@ -273,8 +274,8 @@ static double cuda_stamped(void *self, int64_t k)
 
 static double cuda_now(void *self)
 {
-    (void)self;
-    return td_cuda_clock_now();
+    const td_cuda *c = self;
+    return td_cuda_clock_now() + c->offset;
 }
 
 /* ---- graphs ---- */
@@ -490,6 +491,20 @@ done:
     return st;
 }
 
+/* Processes of one machine read one clock. */
+static td_status align_machines(td_arena *a, td_cuda *c, td_err *err)
+{
+    td_status st = TD_OK;
+    td_rendezvous here;
+    TD_TRY(st, td_rendezvous_open(a, c->p->world_size, &here, err));
+    if (here.n_nodes > 1)
+        td_rendezvous_clock(c->p->world_size, td_cuda_clock_now, &c->offset, &c->offset_error);
+    if (here.node_of[c->rank] == here.node_of[0])
+        c->offset = 0;
+done:
+    return st;
+}
+
 /* What is missing here is told in the answer and done without. */
 static void open_optional(td_cuda *c)
 {
@@ -549,6 +564,7 @@ td_status td_cuda_open(td_arena *a, const td_program *p, int32_t rank, const cha
     c->queue.n_sm = gpu.multiProcessorCount;
     TD_TRY(st, open_streams(a, c, err));
     TD_TRY(st, td_cuda_clock_open(a, &c->clock, err));
+    TD_TRY(st, align_machines(a, c, err));
     TD_TRY(st, td_cuda_comm_open(a, p, rank, &c->comm, err));
     TD_TRY(st, td_cuda_matmul_open(a, &c->queue, cache, &c->matmul, err));
     open_optional(c);
@@ -596,7 +612,7 @@ void td_cuda_close(const td_device *device, bool failed)
 double td_cuda_device_clock_error(const td_device *device)
 {
     const td_cuda *c = device->self;
-    return td_cuda_clock_error(c->clock);
+    return td_cuda_clock_error(c->clock) + c->offset_error;
 }
 
 enum { MOST_SAMPLES = 2400 }; /* two minutes */

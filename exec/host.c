@@ -2,6 +2,7 @@
  * op depends on it. */
 #include "exec/host.h"
 #include "exec/host_kernels.h"
+#include "exec/host_rendezvous.h"
 
 #include <limits.h>
 #include <mpi.h>
@@ -9,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CLOCK_ROUNDS = 32, GROUP_TAG = 1 };
+enum { GROUP_TAG = 1 };
 
 typedef struct piece {
     struct piece *next;
@@ -250,36 +251,6 @@ static void host_poll(void *self)
 
 /* ---- opening ---- */
 
-/*
- * How far this clock is behind rank 0's: the reply of the quickest of several exchanges stands in
- * the middle of it, so half that exchange bounds the error (Cristian, "Probabilistic clock
- * synchronization", 1989).
- */
-static void set_clock(td_host *h)
-{
-    double best = 1e9;
-    for (int32_t r = 1; r < h->p->world_size; r++)
-        for (int i = 0; i < CLOCK_ROUNDS; i++) {
-            double theirs = 0;
-            if (h->rank == 0) {
-                MPI_Recv(NULL, 0, MPI_BYTE, r, GROUP_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-                theirs = MPI_Wtime();
-                MPI_Send(&theirs, 1, MPI_DOUBLE, r, GROUP_TAG, MPI_COMM_WORLD);
-            } else if (h->rank == r) {
-                const double sent = MPI_Wtime();
-                MPI_Send(NULL, 0, MPI_BYTE, 0, GROUP_TAG, MPI_COMM_WORLD);
-                MPI_Recv(&theirs, 1, MPI_DOUBLE, 0, GROUP_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-                const double back = MPI_Wtime();
-                if (back - sent < best) {
-                    best = back - sent;
-                    h->offset = theirs - (sent + back) / 2;
-                    h->clock_error = best / 2;
-                }
-            }
-        }
-    MPI_Allreduce(MPI_IN_PLACE, &h->clock_error, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-}
-
 static td_status open_comms(td_host *h, td_err *err)
 {
     td_status st = TD_OK;
@@ -363,7 +334,7 @@ td_status td_host_open(td_arena *a, const td_program *p, int32_t rank, bool buff
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     TD_TRY(st, open_comms(h, err));
     TD_TRY(st, buffered ? attach_buffer(h, err) : TD_OK);
-    set_clock(h);
+    td_rendezvous_clock(p->world_size, MPI_Wtime, &h->offset, &h->clock_error);
     *out = h;
 done:
     return st;

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { GIVE_TAG = 3 };
+enum { GIVE_TAG = 3, CLOCK_TAG, CLOCK_ROUNDS = 32 };
 
 static td_status mpi_failed(const char *what, int code, td_err *err)
 {
@@ -167,4 +167,34 @@ done:
     if (node != MPI_COMM_NULL)
         MPI_Comm_free(&node);
     return st;
+}
+
+/* ---- clocks ---- */
+
+void td_rendezvous_clock(int32_t world_size, double (*now)(void), double *offset, double *error)
+{
+    double best = 1e9;
+    int rank;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    *offset = *error = 0;
+    for (int32_t r = 1; r < world_size; r++)
+        for (int i = 0; i < CLOCK_ROUNDS; i++) {
+            double theirs = 0;
+            if (rank == 0) {
+                MPI_Recv(NULL, 0, MPI_BYTE, r, CLOCK_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+                theirs = now();
+                MPI_Send(&theirs, 1, MPI_DOUBLE, r, CLOCK_TAG, MPI_COMM_WORLD);
+            } else if (rank == r) {
+                const double sent = now();
+                MPI_Send(NULL, 0, MPI_BYTE, 0, CLOCK_TAG, MPI_COMM_WORLD);
+                MPI_Recv(&theirs, 1, MPI_DOUBLE, 0, CLOCK_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+                const double back = now();
+                if (back - sent < best) {
+                    best = back - sent;
+                    *offset = theirs - (sent + back) / 2;
+                    *error = best / 2;
+                }
+            }
+        }
+    MPI_Allreduce(MPI_IN_PLACE, error, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
 }

@@ -23,6 +23,14 @@ td_status td_rendezvous_give(const td_comm *c, int32_t me, int32_t from, void *b
                              td_err *err);
 
 /*
+ * How far this rank's clock `now` is behind rank 0's, and by how much that may be wrong: the reply
+ * of the quickest of several exchanges stands in the middle of it, so half that exchange bounds the
+ * error (Cristian, "Probabilistic clock synchronization", 1989); `*error` is the largest of all
+ * ranks. Collective over all ranks.
+ */
+void td_rendezvous_clock(int32_t world_size, double (*now)(void), double *offset, double *error);
+
+/*
  * Memory that all ranks of a machine have mapped, zeroed; it has no name that could be left behind.
  * Collective over all ranks. Lives as long as the process.
  */
