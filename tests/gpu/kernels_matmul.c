@@ -365,7 +365,11 @@ static void attention_backward_operands(td_trial *t, const td_shape *s)
         td_host_kernels.attention(NULL, qkv->first, out->first, lse->first, &s->s);
         td_trial_round(t, out->first, rows_of(&s->s) * width);
     }
-    qkv_operand(t, TD_OUT, "dqkv", s);
+    td_operand *dqkv = qkv_operand(t, TD_OUT, "dqkv", s);
+    if (s->s.seq == 1) { /* one score does not matter: queries' and keys' gradients are 0 */
+        dqkv->ends[0] = (int32_t)width_of(&s->s);
+        dqkv->ends[1] = dqkv->ends[2] = 0;
+    }
     t->flops = 2.5 * attention_flops(&s->s); /* five products instead of two */
 }
 
