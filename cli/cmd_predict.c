@@ -5,9 +5,11 @@
 #include "model/program_check.h"
 #include "model/text.h"
 #include "sim/trace_out.h"
+#include "sim/uncertainty.h"
 
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -17,6 +19,7 @@ typedef struct {
     const td_program *program;
     const td_backend *backend;
     td_prediction p;
+    td_uncertainty u;
     double wall_s;
 } answer;
 
@@ -53,6 +56,22 @@ static void warn_memory(const answer *w)
                         w->plan->file, w->plan->modules[m].name, (int)s, td_memory_text(w->a, mem),
                         (double)mem->capacity / (1024.0 * 1024 * 1024));
         }
+}
+
+/* One line for each kind of node whose GPU is not the one that its profile was measured on. */
+static void warn_gpus(const answer *w)
+{
+    const td_cluster *cluster = w->plan->cluster;
+    for (int32_t r = 0, seen = -1; r < w->program->world_size; r++) {
+        const td_place at = td_cluster_place(cluster, r);
+        const char *gpu = cluster->groups[at.group].gpu.name;
+        const td_profile *profile = td_costs_profile(w->p.costs, r);
+        if (at.group != seen && strcmp(profile->gpu, gpu) != 0)
+            fprintf(stderr, "warning: %s: its GPUs are `%s`, but profile %s is of `%s`\n",
+                    cluster->file, td_text_show(w->a, gpu, strlen(gpu)), profile->name,
+                    td_text_show(w->a, profile->gpu, strlen(profile->gpu)));
+        seen = at.group;
+    }
 }
 
 static void warn_notes(const answer *w)
@@ -110,6 +129,25 @@ static json_t *notes_json(const td_cost_notes *notes)
     return all;
 }
 
+/* null if none was asked for. */
+static json_t *interval_json(const td_uncertainty *u)
+{
+    return u->method == TD_UNCERTAINTY_NONE
+               ? json_null()
+               : json_pack("{s:f, s:f, s:f, s:i, s:s, s:s}", "low", u->low_s, "high", u->high_s,
+                           "level", u->level, "samples", (int)u->samples, "method",
+                           td_uncertainty_names[u->method], "basis", u->basis);
+}
+
+static json_t *sensitivity_json(const td_uncertainty *u)
+{
+    json_t *all = json_array();
+    for (int32_t i = 0; i < u->n_sensitivities; i++)
+        json_array_append_new(all, json_pack("{s:s, s:f}", "what", u->sensitivities[i].what,
+                                             "share", u->sensitivities[i].share));
+    return all;
+}
+
 static void print_json(const answer *w)
 {
     const td_prediction *p = &w->p;
@@ -125,6 +163,8 @@ static void print_json(const answer *w)
                         json_pack("{s:s, s:s, s:s, s:s}", "name", profile->name, "trust",
                                   td_trust_names[profile->trust], "gpu", profile->gpu, "source",
                                   profile->source));
+    json_object_set_new(out, "interval", interval_json(&w->u));
+    json_object_set_new(out, "sensitivity", sensitivity_json(&w->u));
     json_object_set_new(out, "extrapolated", notes_json(&p->notes));
     json_object_set_new(out, "folded", json_boolean(p->timeline->folded));
     json_object_set_new(out, "buffered_sends", json_boolean(p->timeline->buffered_sends));
@@ -142,10 +182,16 @@ static void print_json(const answer *w)
 static void print_summary(const answer *w)
 {
     const td_prediction *p = &w->p;
-    char text[64];
+    char text[64], low[64], high[64];
     printf("%s on %lld GPUs (%s)\n\n", td_text_show(w->a, w->plan->name, strlen(w->plan->name)),
            (long long)w->program->world_size, w->backend->name);
-    printf("  step time     %s\n", td_text_seconds(p->step_s, text, sizeof text));
+    printf("  step time     %s", td_text_seconds(p->step_s, text, sizeof text));
+    if (w->u.method != TD_UNCERTAINTY_NONE)
+        printf("  (%.0f %%: %s to %s, %d draws, %s)", 100 * w->u.level,
+               td_text_seconds(w->u.low_s, low, sizeof low),
+               td_text_seconds(w->u.high_s, high, sizeof high), (int)w->u.samples,
+               td_uncertainty_names[w->u.method]);
+    printf("\n");
     printf("  throughput    %.0f tokens/s, %.0f per GPU\n", p->tokens_per_s,
            p->tokens_per_s / w->program->world_size);
     printf("  MFU           %.1f %%  (%.4g FLOPs a step)\n", 100 * p->mfu, p->flops_per_step);
@@ -172,6 +218,17 @@ static void print_path(const answer *w)
     printf("\n               compute %.1f %%, collectives %.1f %%, transfers %.1f %%\n",
            100 * path->compute_s / step, 100 * path->collective_s / step,
            100 * path->transfer_s / step);
+}
+
+static void print_sensitivities(const answer *w)
+{
+    enum { MOST = 5 };
+    const td_uncertainty *u = &w->u;
+    for (int32_t i = 0; i < u->n_sensitivities && i < MOST; i++)
+        if (i < 3 || u->sensitivities[i].share >= 0.01)
+            printf("%s  %-16s %5.2f %%\n",
+                   i == 0 ? "\na change of 10 % in the time of   moves the step by\n" : "",
+                   u->sensitivities[i].what, 10 * u->sensitivities[i].share);
 }
 
 /* Ranks that behave alike and follow one another share a line. */
@@ -236,6 +293,8 @@ static void print_grounds(const answer *w)
         printf("  profile %s (%s): %.*s\n", profile->name, td_trust_names[profile->trust],
                (int)strcspn(profile->source, ";"), profile->source); /* the rest is in the file */
     }
+    if (w->u.method != TD_UNCERTAINTY_NONE)
+        printf("  interval: %s\n", w->u.basis);
     printf("  %lld cost look-ups, %lld of them extrapolated (%d shapes)\n",
            (long long)p->notes.n_asked, (long long)p->notes.n_extrapolated, (int)p->notes.n);
     for (int32_t c = 0; c < t->n_classes; c++) {
@@ -256,11 +315,28 @@ static td_status print_text(answer *w, td_err *err)
 {
     print_summary(w);
     print_path(w);
+    print_sensitivities(w);
     print_ranks(w);
     printf("\n");
     const td_status st = td_picture_print(w->a, stdout, &w->p, -1, err);
     print_grounds(w);
     return st;
+}
+
+/* `text` NULL: the default. */
+static td_status read_samples(const char *text, td_uncertainty_options *o, td_err *err)
+{
+    enum { MOST = 1000000 };
+    char *end;
+    if (text == NULL)
+        return TD_OK;
+    const long n = strtol(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' || n > MOST || (n > 0 && n < TD_MIN_SAMPLES))
+        return td_fail(err, TD_USAGE, "--samples %s: expected 0 (no interval) or %d to %d", text,
+                       TD_MIN_SAMPLES, MOST);
+    o->method = n == 0 ? TD_UNCERTAINTY_NONE : TD_UNCERTAINTY_RESIMULATED;
+    o->samples = (int32_t)n;
+    return TD_OK;
 }
 
 static double now(void)
@@ -278,7 +354,8 @@ static int run(int argc, char **argv)
     answer w = {.a = td_arena_new()};
     const double began = now();
     const char *path = NULL, *on = NULL, *profile = NULL, *trace = NULL, *detail = NULL,
-               *flows = NULL;
+               *flows = NULL, *samples = NULL;
+    td_uncertainty_options uncertainty = {0};
     bool json = false, strict = false, no_fold = false, no_overlap = false, helped;
     const td_option options[] = {
         {NULL, "PLAN", "the plan to predict", NULL, &path, true},
@@ -297,6 +374,10 @@ static int run(int argc, char **argv)
          NULL, false},
         {"--flows", "all", "send every transfer through SimGrid: slow, the check on the fast path",
          NULL, &flows, false},
+        {"--samples", "N",
+         "simulate N steps at prices drawn from the profile's errors; 0: no interval "
+         "(default: 32, or sums along the critical path if those are slow)",
+         NULL, &samples, false},
         {"--json", NULL, "one JSON object", &json, NULL, false},
         {0}};
     int code = td_options_read(&td_command_predict, options, argc, argv, &helped);
@@ -308,6 +389,7 @@ static int run(int argc, char **argv)
         TD_TRY(st, td_fail(&err, TD_USAGE, "--trace %s: the only detail is `fine`", detail));
     if (flows != NULL && strcmp(flows, "all") != 0)
         TD_TRY(st, td_fail(&err, TD_USAGE, "--flows %s: the only choice is `all`", flows));
+    TD_TRY(st, read_samples(samples, &uncertainty, &err));
     TD_TRY(st, td_backend_find(on, &w.backend, &err));
     if (flows != NULL && w.backend->net == NULL)
         TD_TRY(st, td_fail(&err, TD_USAGE, "--flows all needs the simgrid backend, not `%s`",
@@ -322,12 +404,14 @@ static int run(int argc, char **argv)
         .costs = {.profile = profile, .strict = strict, .no_overlap = no_overlap}};
     TD_TRY(st, td_predict(w.a, w.program, &o, &w.p, &err));
     w.wall_s = now() - began;
+    TD_TRY(st, td_uncertainty_of(w.a, &w.p, &uncertainty, &w.u, &err));
     if (w.p.timeline->buffered_sends)
         fprintf(stderr,
                 "warning: %s: predicted as if every send were buffered: it would never end "
                 "otherwise\n",
                 w.plan->file);
     warn_memory(&w);
+    warn_gpus(&w);
     warn_notes(&w);
     if (trace != NULL)
         TD_TRY(st, td_prediction_write(w.a, &w.p, trace, w.backend->name, detail != NULL, &err));
@@ -346,7 +430,7 @@ done:
 
 const td_command td_command_predict = {
     .name = "predict",
-    .usage = "PLAN [--on simgrid|ideal] [--profile F] [-o TRACE] [--json] ...",
+    .usage = "PLAN [--on simgrid|ideal] [--profile F] [--samples N] [-o TRACE] [--json] ...",
     .summary = "predict the step: time, throughput, bubble, memory, critical path, and what the "
                "answer rests on",
     .example = "tandem predict examples/plans/full_pp_8gpu-7b.yaml -o full_pp.json.gz",

@@ -36,7 +36,7 @@ typedef struct {
 typedef struct {
     int32_t batch, seq, heads, head_dim;
     bool causal;
-    double forward_s, backward_s;
+    double forward_s, backward_s; /* < 0: not measured */
 } td_attention_row;
 
 typedef struct {
@@ -51,12 +51,33 @@ typedef struct {
     double compute;  /* >= 1: factor on compute's time beside the transfer */
 } td_overlap;
 
+/*
+ * What the fit of a class left over, as ln(measured / fitted): quantiles at 5, 25, 50, 75 and 95 %
+ * of n samples that were held out of it. n 0: not known.
+ */
+enum { TD_N_QUANTILES = 5 };
+typedef struct {
+    int32_t n;
+    double q[TD_N_QUANTILES];
+} td_residuals;
+
 /* One number for each kind of work that a roofline tells apart. */
 typedef struct {
     double gemm[3];      /* by td_pass: forward, data gradient, weight gradient */
     double attention[2]; /* forward, backward */
     double collective[TD_N_COLLS];
 } td_by_work;
+
+/* Standard errors of what was fitted to measurements; 0 where that is not known. */
+typedef struct {
+    double kernel_gap_s, memory_efficiency;
+    td_by_work efficiency, latency_s;
+} td_fit_errors;
+
+/* Where and with what a profile was measured; "" where that was not recorded. */
+typedef struct {
+    const char *driver, *cuda, *nccl, *cudnn, *date, *clocks;
+} td_environment;
 
 typedef struct {
     const char *file, *name, *gpu, *source;
@@ -79,6 +100,10 @@ typedef struct {
     int32_t n_collectives[TD_N_COLLS];
     const td_coll_curve *collectives[TD_N_COLLS]; /* by ascending ranks */
     td_overlap overlap[TD_N_COLLS];               /* factors 1, wait 0 where nothing was measured */
+    td_residuals part_residuals[TD_N_PARTS];      /* by td_part_class */
+    td_residuals coll_residuals[TD_N_COLLS];
+    td_fit_errors errors;
+    td_environment environment;
     td_curve duty; /* share of time busy -> factor >= 1 on the time of a GEMM relative to low duty;
                       n == 0: none */
 } td_profile;
@@ -88,6 +113,13 @@ typedef struct {
  * place, fact and expectation.
  */
 td_status td_profile_load(td_arena *a, const char *path, const td_profile **out, td_err *err);
+
+/*
+ * Writes what td_profile_load() reads, one measurement a line, to a temporary file beside `path`
+ * that is renamed when it is whole. What is read from it is what was written, to 9 digits. Fails
+ * with TD_FILE.
+ */
+td_status td_profile_write(const td_profile *p, const char *path, td_err *err);
 
 /*
  * Finds the profile that a cluster's GPU names: `spec` is a shipped name (`h200`) or a path

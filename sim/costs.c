@@ -243,16 +243,21 @@ static td_status find_tp_chans(builder *b)
 
 /* ---- prices ---- */
 
+static td_comm_query query_of(const shape *s, td_coll coll, uint64_t bytes)
+{
+    return (td_comm_query){.coll = coll,
+                           .ranks = s->n_ranks,
+                           .bytes = bytes,
+                           .one_node = s->one_node != 0,
+                           .edge_bytes_per_s = s->edge_bytes_per_s,
+                           .edge_latency_s = s->edge_latency_s};
+}
+
 /* A communication goes at the pace of its slowest member; `*slowest` is that one's profile. */
 static td_comm_cost price_comm(const builder *b, const shape *s, td_coll coll, uint64_t bytes,
                                int32_t *slowest)
 {
-    const td_comm_query q = {.coll = coll,
-                             .ranks = s->n_ranks,
-                             .bytes = bytes,
-                             .one_node = s->one_node != 0,
-                             .edge_bytes_per_s = s->edge_bytes_per_s,
-                             .edge_latency_s = s->edge_latency_s};
+    const td_comm_query q = query_of(s, coll, bytes);
     td_comm_cost worst = {.total_s = -1};
     for (int32_t i = 0; i < b->c->n_profiles; i++) {
         td_comm_cost one;
@@ -265,6 +270,16 @@ static td_comm_cost price_comm(const builder *b, const shape *s, td_coll coll, u
         }
     }
     return worst;
+}
+
+/* The rate on an edge. The bound again: what is left of a time after its latency has lost digits.
+ */
+static double lone_rate(const shape *s, const td_op_cost *cost)
+{
+    return cost->edge_bytes == 0
+               ? 0
+               : fmin(s->edge_bytes_per_s,
+                      (double)cost->edge_bytes / (cost->lone.total_s - cost->lone.alpha_s));
 }
 
 static td_status price_op(const builder *b, int32_t shape_id, const td_op *op)
@@ -284,10 +299,7 @@ static td_status price_op(const builder *b, int32_t shape_id, const td_op *op)
         cost->overlap = b->c->profiles[slowest]->overlap[coll];
     if (s->n_ranks > 1)
         cost->edge_bytes = (uint64_t)td_collectives[coll]->edge_bytes(s->n_ranks, op->bytes);
-    if (cost->edge_bytes >
-        0) /* the bound again: what is left of a time after its latency has lost digits */
-        cost->rate = fmin(s->edge_bytes_per_s,
-                          (double)cost->edge_bytes / (cost->lone.total_s - cost->lone.alpha_s));
+    cost->rate = lone_rate(s, cost);
     return map_put(&b->c->ops, b->arena, key, cost) ? TD_OK : no_memory(b);
 }
 
@@ -298,6 +310,23 @@ static double price_part(const builder *b, int32_t profile, const shape *tp, con
         return b->c->models[profile]->part(b->c->profiles[profile], part, b->notes);
     assert(tp != NULL && tp->n_ranks == part->ranks);
     return price_comm(b, tp, (td_coll)part->collective, part->bytes, &slowest).total_s;
+}
+
+static td_work_cost sum_of(const td_work *w, const double *part_s)
+{
+    td_work_cost cost = {0};
+    for (int32_t r = 0; r < w->n_runs; r++) {
+        const td_part_run *run = &w->runs[r];
+        for (int32_t i = run->first; i < run->first + run->n; i++) {
+            const uint8_t class = w->parts[i].class;
+            const double s = part_s[i] * run->repeat;
+            *(class == TD_PART_COLLECTIVE ? &cost.collective_s : &cost.compute_s) += s;
+            if (class == TD_PART_GEMM || class == TD_PART_ATTENTION)
+                cost.gemm_s += s;
+        }
+    }
+    cost.total_s = cost.compute_s + cost.collective_s;
+    return cost;
 }
 
 static td_status price_work(const builder *b, int32_t profile, int32_t work, int32_t tp_shape)
@@ -313,18 +342,7 @@ static td_status price_work(const builder *b, int32_t profile, int32_t work, int
     for (int32_t i = 0; i < w->n_parts; i++)
         part_s[i] =
             price_part(b, profile, tp_shape < 0 ? NULL : &b->c->shapes[tp_shape], &w->parts[i]);
-    td_work_cost *cost = &price->cost;
-    for (int32_t r = 0; r < w->n_runs; r++) {
-        const td_part_run *run = &w->runs[r];
-        for (int32_t i = run->first; i < run->first + run->n; i++) {
-            const uint8_t class = w->parts[i].class;
-            const double s = part_s[i] * run->repeat;
-            *(class == TD_PART_COLLECTIVE ? &cost->collective_s : &cost->compute_s) += s;
-            if (class == TD_PART_GEMM || class == TD_PART_ATTENTION)
-                cost->gemm_s += s;
-        }
-    }
-    cost->total_s = cost->compute_s + cost->collective_s;
+    price->cost = sum_of(w, part_s);
     price->part_s = part_s;
     return map_put(&b->c->works, b->arena, key, price) ? TD_OK : no_memory(b);
 }
@@ -476,4 +494,118 @@ const td_op_cost *td_costs_op(const td_costs *c, int32_t rank, const td_op *op)
 const td_profile *td_costs_profile(const td_costs *c, int32_t rank)
 {
     return c->profiles[c->profile_of[rank]];
+}
+
+/* ---- what the prices are made of ---- */
+
+/* Parts of a work, each with the communicator behind it if it is a collective. */
+static td_priced priced_part(const td_costs *c, const uint64_t key[3], const work_price *price,
+                             int32_t i, td_comm_query *query)
+{
+    const td_part *part = &c->program->works[key[1]].parts[i];
+    td_priced what = {.profile = c->profiles[key[0]], .part = part, .seconds = price->part_s[i]};
+    if (part->class == TD_PART_COLLECTIVE) {
+        *query = query_of(&c->shapes[key[2] - 1], (td_coll)part->collective, part->bytes);
+        what.query = query;
+    }
+    return what;
+}
+
+static td_priced priced_op(const td_costs *c, const uint64_t key[3], const td_op_cost *cost,
+                           td_comm_query *query)
+{
+    const shape *s = &c->shapes[key[0]];
+    int32_t first = 0;
+    while ((s->profiles >> first & 1) == 0)
+        first++;
+    *query = query_of(s, td_op_table[key[1]].coll, key[2]);
+    return (td_priced){
+        .profile = c->profiles[first], .query = query, .seconds = cost->lone.total_s};
+}
+
+void td_costs_visit(const td_costs *c, int32_t rank, const td_op *op, void *self,
+                    void (*visit)(void *self, const td_priced *what, double times))
+{
+    td_comm_query query;
+    td_priced what;
+    if (op->chan >= 0) {
+        const uint64_t key[3] = {
+            (uint64_t)c->shape_of[c->program->ranks[rank].chans[op->chan].comm], op->kind,
+            op->bytes};
+        what = priced_op(c, key, td_costs_op(c, rank, op), &query);
+        visit(self, &what, 1);
+        return;
+    }
+    const uint64_t key[3] = {c->profile_of[rank], (uint64_t)op->work,
+                             (uint64_t)(tp_shape(c, rank) + 1)};
+    const work_price *price = find_work(c, rank, op->work);
+    const td_work *w = &c->program->works[op->work];
+    for (int32_t r = 0; r < w->n_runs; r++)
+        for (int32_t i = w->runs[r].first; i < w->runs[r].first + w->runs[r].n; i++) {
+            what = priced_part(c, key, price, i, &query);
+            visit(self, &what, w->runs[r].repeat);
+        }
+}
+
+typedef struct {
+    td_arena *arena;
+    const td_costs *from;
+    td_costs *to;
+    void *self;
+    double (*factor)(void *self, const td_priced *what);
+} rescaling;
+
+static bool rescale_work(const rescaling *r, const entry *e)
+{
+    const work_price *price = e->price;
+    const td_work *w = &r->from->program->works[e->key[1]];
+    work_price *out = TD_NEW(r->arena, work_price, 1);
+    double *part_s = TD_NEW(r->arena, double, w->n_parts);
+    if (out == NULL || part_s == NULL)
+        return false;
+    for (int32_t i = 0; i < w->n_parts; i++) {
+        td_comm_query query;
+        const td_priced what = priced_part(r->from, e->key, price, i, &query);
+        part_s[i] = what.seconds * r->factor(r->self, &what);
+    }
+    *out = (work_price){.cost = sum_of(w, part_s), .part_s = part_s};
+    return map_put(&r->to->works, r->arena, e->key, out);
+}
+
+static bool rescale_op(const rescaling *r, const entry *e)
+{
+    td_comm_query query;
+    const td_priced what = priced_op(r->from, e->key, e->price, &query);
+    const double factor = r->factor(r->self, &what);
+    td_op_cost *out = TD_NEW(r->arena, td_op_cost, 1);
+    if (out == NULL)
+        return false;
+    *out = *(const td_op_cost *)e->price;
+    out->lone.alpha_s *= factor;
+    out->lone.total_s *= factor;
+    out->rate = lone_rate(&r->from->shapes[e->key[0]], out);
+    return map_put(&r->to->ops, r->arena, e->key, out);
+}
+
+td_status td_costs_rescaled(td_arena *a, const td_costs *c, void *self,
+                            double (*factor)(void *self, const td_priced *what),
+                            const td_costs **out, td_err *err)
+{
+    const rescaling r = {
+        .arena = a, .from = c, .to = TD_NEW(a, td_costs, 1), .self = self, .factor = factor};
+    bool fits = r.to != NULL;
+    if (fits) {
+        *r.to = *c;
+        r.to->works = r.to->ops = (map){0};
+    }
+    for (int32_t i = 0; fits && i < N_BUCKETS; i++) {
+        for (const entry *e = c->works.buckets[i]; fits && e != NULL; e = e->next)
+            fits = rescale_work(&r, e);
+        for (const entry *e = c->ops.buckets[i]; fits && e != NULL; e = e->next)
+            fits = rescale_op(&r, e);
+    }
+    if (!fits)
+        return td_fail(err, TD_NOMEM, "no memory for prices of %d ranks", c->program->world_size);
+    *out = r.to;
+    return TD_OK;
 }

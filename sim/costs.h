@@ -60,4 +60,27 @@ const td_profile *td_costs_profile(const td_costs *c, int32_t rank);
  * critical path). */
 double td_costs_part(const td_costs *c, int32_t rank, int32_t work, int32_t part_index);
 
+/* ---- what the prices are made of ---- */
+
+/* One price of the list and what it buys: a part, or a communication. */
+typedef struct {
+    const td_profile *profile;  /* of the GPU; of a communication, of its first kind of member */
+    const td_part *part;        /* NULL: an op's communication */
+    const td_comm_query *query; /* NULL: not a communication; a COLLECTIVE part has both */
+    double seconds;
+} td_priced;
+
+/* Every price that an op's consists of, and how often it is in it. */
+void td_costs_visit(const td_costs *c, int32_t rank, const td_op *op, void *self,
+                    void (*visit)(void *self, const td_priced *what, double times));
+
+/*
+ * The same list with every price multiplied by the factor (> 0) that `factor` has for it, latency
+ * and all; a factor of 1 keeps a price to the bit. Every price is asked for once, in the same order
+ * every time. The new list refers to `c`. Fails with TD_NOMEM only.
+ */
+td_status td_costs_rescaled(td_arena *a, const td_costs *c, void *self,
+                            double (*factor)(void *self, const td_priced *what),
+                            const td_costs **out, td_err *err);
+
 #endif

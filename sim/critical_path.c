@@ -270,6 +270,12 @@ td_status td_critical_path_of(td_arena *a, const td_timeline *t, const td_costs 
         const link before = predecessor(&f, at.rank, at.op);
         const double reached = before.op < 0 ? 0 : before.end < at.end ? before.end : at.end;
         const double from = start > reached ? start : reached;
+        td_path_op *op = TD_NEW(a, td_path_op, 1);
+        if (op == NULL)
+            TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the critical path"));
+        *op =
+            (td_path_op){.next = out->ops, .rank = at.rank, .op = at.op, .seconds = at.end - from};
+        out->ops = op;
         credit_op(a, &f, at.rank, at.op, at.end - from, out);
         out->wait_s += from - reached;
         out->n_ops++;

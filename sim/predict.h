@@ -32,10 +32,18 @@ typedef struct td_path_item {
     double seconds;
 } td_path_item;
 
+/* An op on the critical path. */
+typedef struct td_path_op {
+    struct td_path_op *next;
+    int32_t rank, op;
+    double seconds; /* of it that the path goes through */
+} td_path_op;
+
 typedef struct {
     double compute_s, transfer_s, collective_s, wait_s; /* add up to the step */
     td_path_item *items;                                /* longest first */
     int32_t n_ops;                                      /* ops on the path */
+    td_path_op *ops;                                    /* in order of time */
 } td_critical_path;
 
 typedef struct {
@@ -45,7 +53,7 @@ typedef struct {
     td_cost_notes notes; /* what was extrapolated */
     double step_s, tokens_per_s, flops_per_step, mfu, bubble_fraction;
     const td_rank_time *class_time; /* [timeline->n_classes] */
-    const double *class_duty;       /* share of the step that kernels run, collectives left out */
+    const double *class_duty;       /* share of the step that kernels run; TD_COLLECTIVE_DUTY */
     const double *class_factor;     /* on their time, for what that duty does to the clock */
     int32_t n_rounds;               /* schedule -> duty -> clock, until nothing moves */
     bool settled;

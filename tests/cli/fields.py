@@ -102,6 +102,13 @@ def predict(answer, plan):
     path = field(answer, "critical_path", dict)
     parts = [field(path, name, NUMBER) for name in ("compute_s", "transfer_s", "collective_s", "wait_s")]
     need(min(parts) >= 0 and abs(sum(parts) - step) <= 1e-6 * step, f"critical_path {path} in a step of {step}")
+    interval = field(answer, "interval", dict)
+    low, high = field(interval, "low", NUMBER), field(interval, "high", NUMBER)
+    need(0 < low <= step <= high < 2 * step and interval["level"] == 0.9, f"interval {interval} of {step}")
+    need(field(interval, "samples", int) >= 16 and field(interval, "basis", str), f"interval {interval}")
+    need(field(interval, "method", str) in ("re-simulated", "linearised"), f"interval {interval}")
+    shares = [field(entry, "share", NUMBER) for entry in field(answer, "sensitivity", list) if field(entry, "what", str)]
+    need(abs(sum(shares) + path["wait_s"] / step - 1) <= 1e-5, f"sensitivities {answer['sensitivity']}")
     need(field(answer, "ops", int) > 0 and field(answer, "promoted_flows", int) >= 0, "ops or promoted_flows")
     world = max(
         p.get("offset", 0) + p.get("tp", 1) * p.get("pp", 1) * p["dp"]
