@@ -35,7 +35,7 @@ typedef struct {
 } td_command;
 
 extern const td_command td_command_check, td_command_show, td_command_predict, td_command_run,
-    td_command_compare, td_command_list;
+    td_command_compare, td_command_calibrate, td_command_list;
 extern const td_command *const td_commands[]; /* ends with NULL */
 
 /*

@@ -6,13 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-const td_command *const td_commands[] = {&td_command_check,
-                                         &td_command_show,
-                                         &td_command_predict,
-                                         &td_command_run,
-                                         &td_command_compare,
-                                         &td_command_list,
-                                         NULL};
+const td_command *const td_commands[] = {
+    &td_command_check,   &td_command_show,      &td_command_predict, &td_command_run,
+    &td_command_compare, &td_command_calibrate, &td_command_list,    NULL};
 
 int td_exit(td_status st, const td_err *err)
 {
@@ -67,7 +63,7 @@ static void overview(FILE *out)
             "usage: tandem COMMAND ...\n\n",
             TD_VERSION);
     for (const td_command *const *c = td_commands; *c != NULL; c++)
-        fprintf(out, "  %-8s %s\n", (*c)->name, (*c)->summary);
+        fprintf(out, "  %-9s %s\n", (*c)->name, (*c)->summary);
     fprintf(out, "\nexample: tandem predict examples/plans/full_pp_8gpu-7b.yaml\n");
 }
 

@@ -59,6 +59,14 @@ extern const td_cost_model *const td_cost_models[]; /* ends with NULL */
 /* The model a profile calls for: `table` if it has measurements, else `roofline`. */
 const td_cost_model *td_cost_model_for(const td_profile *profile);
 
+/*
+ * A tensor-parallel collective heats a GPU less than products do, and more than nothing: its time
+ * counts so much of theirs in the share of time busy. On H200, products between collectives (a
+ * quarter of the time, four ranks) slowed down as if these counted 0.2 after two seconds, and ran
+ * at 1720 MHz of 1980 in long steps (14 %, two ranks), as if they counted fully.
+ */
+#define TD_COLLECTIVE_DUTY 0.5
+
 /* Factor (>= 1) on compute time of a GPU that is busy the share `duty` of the time, from the
  * profile's duty curve. */
 double td_cost_duty_factor(const td_profile *profile, double duty);

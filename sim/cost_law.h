@@ -1,7 +1,7 @@
 /*
  * What every cost model shares: the work in a part, the bounds of physics that no prediction may
- * beat, and reading a curve. Bounds are applied by the models through the two functions here and
- * nowhere else.
+ * beat, and reading a curve. Bounds are applied by the models, and to the prices that
+ * uncertainty draws, through the two functions here and nowhere else.
  */
 #ifndef TANDEM_SIM_COST_LAW_H
 #define TANDEM_SIM_COST_LAW_H

@@ -355,13 +355,22 @@ static double part(const td_profile *p, const td_part *one, td_cost_notes *notes
 
 /* ---- communication ---- */
 
+/* A curve that ends below this many bytes knows the latency, not what a link carries. */
+enum { LEAST_FLOW_BYTES = 1 << 20 };
+
 /*
  * Linear in bytes: 0.8 % median error on sizes left out (1.8 % from 64 KiB on), 1.3 % (3.0 %) when
- * linear in the logarithms. Beyond the largest size its rate holds.
+ * linear in the logarithms. Beyond the largest size its rate holds, or, where that is a small
+ * message, the closed form's.
  */
-static double curve_at(const td_coll_curve *c, double bytes)
+static double curve_at(const td_profile *p, const td_comm_query *q, const td_coll_curve *c,
+                       double bytes)
 {
-    return td_law_curve(&c->time, bytes) * fmax(1, bytes / c->time.x[c->time.n - 1]);
+    const double last = c->time.x[c->time.n - 1], at = td_law_curve(&c->time, bytes);
+    if (bytes <= last || last >= LEAST_FLOW_BYTES)
+        return at * fmax(1, bytes / last);
+    const double edge = td_collectives[q->coll]->edge_bytes(c->ranks, (uint64_t)(bytes - last));
+    return at + edge / (q->edge_bytes_per_s * p->efficiency.collective[q->coll]);
 }
 
 /* The message that puts as much on an edge of `to` ranks as `bytes` do on one of `from`: edge bytes
@@ -373,6 +382,17 @@ static double same_edge(td_coll coll, double bytes, int32_t from, int32_t to)
     return bytes * (c->edge_bytes(from, unit) / c->edge_bytes(to, unit));
 }
 
+/* The measured numbers of ranks around the query's: equal where it was measured itself or lies
+ * beyond them. */
+static void neighbours(const td_profile *p, const td_comm_query *q, int32_t *lo, int32_t *hi)
+{
+    const td_coll_curve *c = p->collectives[q->coll];
+    *hi = 0;
+    while (*hi < p->n_collectives[q->coll] - 1 && c[*hi].ranks < q->ranks)
+        ++*hi;
+    *lo = c[*hi].ranks <= q->ranks || *hi == 0 ? *hi : *hi - 1;
+}
+
 /*
  * Seconds inside a node. Between measured numbers of ranks: at equal bytes per edge, so that the
  * bandwidth term carries over as it is, and linear in the logarithm of the ranks, as trees grow (4
@@ -382,17 +402,14 @@ static double same_edge(td_coll coll, double bytes, int32_t from, int32_t to)
 static double in_node(const td_profile *p, const td_comm_query *q, double bytes)
 {
     const td_coll_curve *c = p->collectives[q->coll];
-    const int32_t n = p->n_collectives[q->coll];
-    int32_t hi = 0;
-    while (hi < n - 1 && c[hi].ranks < q->ranks)
-        hi++;
-    const int32_t lo = c[hi].ranks <= q->ranks || hi == 0 ? hi : hi - 1;
-    const double low_s = curve_at(&c[lo], same_edge(q->coll, bytes, q->ranks, c[lo].ranks));
+    int32_t lo, hi;
+    neighbours(p, q, &lo, &hi);
+    const double low_s = curve_at(p, q, &c[lo], same_edge(q->coll, bytes, q->ranks, c[lo].ranks));
     if (lo == hi) {
         const double more = td_law_steps(q->coll, q->ranks) - td_law_steps(q->coll, c[lo].ranks);
         return low_s + fmax(0, more) * q->edge_latency_s;
     }
-    const double high_s = curve_at(&c[hi], same_edge(q->coll, bytes, q->ranks, c[hi].ranks));
+    const double high_s = curve_at(p, q, &c[hi], same_edge(q->coll, bytes, q->ranks, c[hi].ranks));
     const double share =
         log((double)q->ranks / c[lo].ranks) / log((double)c[hi].ranks / c[lo].ranks);
     return low_s + (high_s - low_s) * share;
@@ -416,8 +433,11 @@ static void explain(const td_profile *p, const td_comm_query *q, reason *why)
     } else if (n == 0) {
         say(why, "not measured: roofline");
     } else {
+        int32_t lo, hi;
+        neighbours(p, q, &lo, &hi);
         const double most =
-            same_edge(q->coll, c[n - 1].time.x[c[n - 1].time.n - 1], c[n - 1].ranks, q->ranks);
+            fmin(same_edge(q->coll, c[lo].time.x[c[lo].time.n - 1], c[lo].ranks, q->ranks),
+                 same_edge(q->coll, c[hi].time.x[c[hi].time.n - 1], c[hi].ranks, q->ranks));
         say_outside(why, "ranks", q->ranks, c[0].ranks, c[n - 1].ranks);
         say_outside(why, "bytes", (double)q->bytes, 0, most);
         if (q->edge_bytes_per_s < p->link_bytes_per_s)

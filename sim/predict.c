@@ -8,8 +8,7 @@
 enum { MAX_ROUNDS = 12 };
 static const double settled_at = 1e-4; /* change of any GPU's clock; the step moves by less */
 
-/* Share of the step that kernels of one class of ranks run, tensor-parallel collectives left out.
- */
+/* Share of the step that kernels of one class of ranks run. */
 static double duty_of(const td_timeline *t, const td_costs *costs, int32_t class)
 {
     const int32_t rank = t->rep[class];
@@ -19,7 +18,8 @@ static double duty_of(const td_timeline *t, const td_costs *costs, int32_t class
         if (s->ops[i].lane == TD_LANE_COMPUTE) {
             const td_work_cost *w = td_costs_work(costs, rank, s->ops[i].work);
             if (w->total_s > 0)
-                busy += (t->end[class][i] - t->start[class][i]) * w->compute_s / w->total_s;
+                busy += (t->end[class][i] - t->start[class][i]) *
+                        (w->compute_s + TD_COLLECTIVE_DUTY * w->collective_s) / w->total_s;
         }
     return t->step_s > 0 ? busy / t->step_s : 0;
 }

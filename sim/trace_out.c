@@ -10,22 +10,34 @@ static int64_t ns(double seconds)
     return llround(seconds * 1e9);
 }
 
+/* Seconds of a part at the clock that the step causes. */
+static double part_s(const td_prediction *p, int32_t rank, int32_t work, int32_t part)
+{
+    const double s = td_costs_part(p->costs, rank, work, part);
+    const uint8_t class = p->program->works[work].parts[part].class;
+    return class == TD_PART_GEMM || class == TD_PART_ATTENTION
+               ? s * p->class_factor[p->timeline->class_of[rank]]
+               : s;
+}
+
 /* Parts of a compute op, stretched so that together they take what the op took. */
 static td_status children(td_trace_writer *w, const td_prediction *p, int32_t rank, const td_op *op,
                           td_event parent, td_err *err)
 {
     td_status st = TD_OK;
     const td_work *work = &p->program->works[op->work];
-    const double total = td_costs_work(p->costs, rank, op->work)->total_s;
-    const double start = (double)parent.start_ns,
-                 stretch = total > 0 ? (double)parent.duration_ns / total : 0;
-    double at = 0;
+    const double start = (double)parent.start_ns;
+    double at = 0, total = 0;
     int32_t flat = 0;
+    for (int32_t r = 0; r < work->n_runs; r++)
+        for (int32_t i = work->runs[r].first; i < work->runs[r].first + work->runs[r].n; i++)
+            total += part_s(p, rank, op->work, i) * work->runs[r].repeat;
+    const double stretch = total > 0 ? (double)parent.duration_ns / total : 0;
     for (int32_t r = 0; r < work->n_runs; r++)
         for (int32_t k = 0; k < work->runs[r].repeat; k++)
             for (int32_t i = work->runs[r].first; i < work->runs[r].first + work->runs[r].n; i++) {
                 const td_part *part = &work->parts[i];
-                const double seconds = td_costs_part(p->costs, rank, op->work, i);
+                const double seconds = part_s(p, rank, op->work, i);
                 char name[64];
                 td_event e = parent;
                 snprintf(name, sizeof name, "%s %s", part->name, td_pass_names[part->pass]);
@@ -44,6 +56,24 @@ done:
     return st;
 }
 
+/* What every rank's memory will hold, for as many ranks as there is room. */
+static int32_t add_memory(td_arena *a, const td_prediction *p,
+                          const char *extra[2 * TD_TRACE_MAX_EXTRA])
+{
+    const td_program *program = p->program;
+    int32_t n = 0;
+    for (int32_t rank = 0; rank < program->world_size && n < TD_TRACE_MAX_EXTRA; rank++) {
+        const td_stream *s = td_program_stream(program, rank);
+        if (s->module < 0)
+            continue;
+        extra[2 * n] = td_arena_printf(a, "peak_memory_bytes.%d", (int)rank);
+        extra[2 * n + 1] =
+            td_arena_printf(a, "%llu", (unsigned long long)p->memory[s->module][s->pp_rank].total);
+        n += extra[2 * n] != NULL && extra[2 * n + 1] != NULL;
+    }
+    return n;
+}
+
 td_status td_prediction_write(td_arena *a, const td_prediction *p, const char *path,
                               const char *backend, bool fine, td_err *err)
 {
@@ -58,7 +88,9 @@ td_status td_prediction_write(td_arena *a, const td_prediction *p, const char *p
                           .version = TD_VERSION,
                           .world_size = program->world_size,
                           .n_steps = 1};
-    (void)a;
+    const char *extra[2 * TD_TRACE_MAX_EXTRA];
+    meta.n_extra = add_memory(a, p, extra);
+    meta.extra = extra;
     snprintf(meta.digest, sizeof meta.digest, "%s", program->digest);
     TD_TRY(st, td_trace_create(path, &meta, &w, err));
     for (int32_t rank = 0; rank < program->world_size; rank++) {
