@@ -27,7 +27,7 @@ typedef struct {
 /* What one rank has of the run's state. An idle rank has no tensors. */
 typedef struct {
     td_tensors tensors;
-    float *w; /* flat, as the tensors say */
+    float *w;       /* flat, as the tensors say */
     float *moments; /* where those of the spans stand */
     int32_t n_spans;
     td_state_span *spans; /* every trainable element; if sharded: of this data lane's shard */

@@ -24,8 +24,8 @@ void td_cuda_attention_close(td_cuda_attention_lib *a);
 
 /*
  * Is there a plan for the shape, forward and backward, whose workspace is at most that of the
- * queue? Builds the plans on the first call for a shape (may allocate and take a second); `why` gets
- * the reason when there is none (static or owned by the library; never NULL).
+ * queue? Builds the plans on the first call for a shape (may allocate and take a second); `why`
+ * gets the reason when there is none (static or owned by the library; never NULL).
  */
 bool td_cuda_attention_has(td_cuda_attention_lib *a, const td_attention_shape *s, const char **why);
 /* Bytes of the plans' workspace, forward and backward the larger one; 0 without a plan. */
@@ -33,8 +33,8 @@ size_t td_cuda_attention_needs(td_cuda_attention_lib *a, const td_attention_shap
 
 /*
  * td_kernels.attention and attention_backward for a shape that td_cuda_attention_has(); the layouts
- * are theirs (q, k, v interleaved in rows; lse[samples][heads][seq], natural logarithm). Queued on the
- * compute stream, can be captured. TD_RUN with cuDNN's own message.
+ * are theirs (q, k, v interleaved in rows; lse[samples][heads][seq], natural logarithm). Queued on
+ * the compute stream, can be captured. TD_RUN with cuDNN's own message.
  */
 td_status td_cuda_attention_forward(td_cuda_attention_lib *a, const act *qkv, act *out, float *lse,
                                     const td_attention_shape *s, td_err *err);
