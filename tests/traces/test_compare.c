@@ -83,7 +83,7 @@ static void add(trace *t, int32_t rank, int32_t step, int32_t *op, td_op_kind ki
         snprintf(t->names[t->n], sizeof t->names[t->n], "%s %d %s rank %d", td_op_table[kind].name,
                  (int)mb, kind == TD_OP_RECV ? "from" : "to", (int)peer);
     t->events[t->n] = (td_event){.rank = rank,
-                                 .lane = lane,
+                                 .lane = (int32_t)lane,
                                  .step = step,
                                  .op = (*op)++,
                                  .part = -1,
