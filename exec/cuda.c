@@ -402,7 +402,6 @@ static const td_kernels kernels = {
     .activation_backward = td_cuda_activation_backward,
     .embed = td_cuda_embed,
     .embed_backward = td_cuda_embed_backward,
-    .copy_rows = td_cuda_copy_rows,
     .loss_max = td_cuda_loss_max,
     .loss_sum = td_cuda_loss_sum,
     .loss_value = td_cuda_loss_value,
@@ -418,19 +417,6 @@ static const td_kernels kernels = {
 };
 
 /* ---- opening ---- */
-
-static td_status needed(td_arena *a, const td_program *p, int32_t rank, td_memory *out, td_err *err)
-{
-    td_status st = TD_OK;
-    const td_stream *s = td_program_stream(p, rank);
-    td_pipeline pipe;
-    *out = (td_memory){0};
-    TD_TRY(st, td_pipeline_of_plan(a, p->plan, &pipe, err));
-    if (s->module >= 0)
-        TD_TRY(st, td_memory_of_stage(a, p->plan, &pipe, s->module, s->pp_rank, out, err));
-done:
-    return st;
-}
 
 td_status td_cuda_room(td_arena *a, const td_program *p, int32_t rank, td_err *err)
 {
@@ -454,7 +440,7 @@ td_status td_cuda_room(td_arena *a, const td_program *p, int32_t rank, td_err *e
                            (int)here.local_size, n, n == 1 ? "" : "s"));
     TD_TRY(st, td_cuda_failed((int)cudaSetDevice(here.local_rank), "choosing a GPU", err));
     TD_TRY(st, td_cuda_failed((int)cudaMemGetInfo(&free_bytes, &total_bytes), "asking a GPU", err));
-    TD_TRY(st, needed(a, p, rank, &memory, err));
+    TD_TRY(st, td_memory_of_rank(a, p, rank, &memory, err));
     if (memory.total > free_bytes)
         TD_TRY(st,
                td_fail(err, TD_RUN, "rank %d needs %.2f GiB, but GPU %d has %.2f of %.2f GiB free",

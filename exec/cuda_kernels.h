@@ -42,8 +42,6 @@ void td_cuda_embed(void *dev, const int32_t *tokens, const act *w, act *y, int64
                    int64_t first, int64_t n);
 void td_cuda_embed_backward(void *dev, const int32_t *tokens, const act *dy, float *dw,
                             int64_t rows, int64_t h, int64_t first, int64_t n);
-void td_cuda_copy_rows(void *dev, const act *src, int64_t src_seq, int64_t src_row, act *dst,
-                       int64_t dst_seq, int64_t dst_row, int64_t samples, int64_t rows, int64_t h);
 /* db[n] += column sums of dy[rows, n] */
 void td_cuda_bias_gradient(void *dev, const act *dy, float *db, int64_t rows, int64_t n);
 /* y[rows, n] += bias[n] */

@@ -149,18 +149,6 @@ done:
     return st;
 }
 
-td_status td_cuda_matmul_prepare(td_cuda_matmul *m, td_pass pass, bool bias, int64_t rows,
-                                 int64_t n, int64_t k, td_err *err)
-{
-    td_status st = TD_OK;
-    const td_matmul_key key = key_of(m, pass, bias, rows, n, k);
-    td_matmul_product *p = NULL;
-    if (rows > 0 && find(m, &key) == NULL)
-        TD_TRY(st, learn(m, &key, &p, err));
-done:
-    return st;
-}
-
 /* ---- opening, reporting, saving ---- */
 
 td_status td_cuda_matmul_open(td_arena *a, td_cuda_queue *queue, const char *cache,

@@ -36,11 +36,6 @@ void td_cuda_matmul_close(td_cuda_matmul *m);
 td_status td_cuda_matmul_run(td_cuda_matmul *m, td_pass pass, const act *a, const act *b,
                              const act *bias, void *c, int64_t rows, int64_t n, int64_t k,
                              td_err *err);
-/* Measures a shape unless it is known, so that it can be captured, for operands and a bias that are
- * aligned to 16 bytes; others can be captured after a run. */
-td_status td_cuda_matmul_prepare(td_cuda_matmul *m, td_pass pass, bool bias, int64_t rows,
-                                 int64_t n, int64_t k, td_err *err);
-
 /* One line per shape known so far, `bf16 fwd 2048x4096x11008 algo 67 tile ... 0.2620 ms, library's
  * choice 0.2710 ms`; in the arena, never NULL. For a trace's metadata. */
 const char *td_cuda_matmul_report(const td_cuda_matmul *m, td_arena *a);

@@ -45,22 +45,6 @@ static const struct {
      "nvmlDeviceGetCurrentClocksThrottleReasons"},
 };
 
-/* bit, what a reader calls it */
-static const struct {
-    uint32_t bit;
-    const char *name;
-} reasons[] = {
-    {0x001, "gpu idle"},
-    {0x002, "applications clocks"},
-    {0x004, "sw power cap"},
-    {0x008, "hw slowdown"},
-    {0x010, "sync boost"},
-    {0x020, "sw thermal slowdown"},
-    {0x040, "hw thermal slowdown"},
-    {0x080, "hw power brake"},
-    {0x100, "display clocks"},
-};
-
 struct td_monitor {
     void *library;
     nvml api;
@@ -251,22 +235,4 @@ done:
 const char *td_monitor_driver(const td_monitor *m)
 {
     return m->driver;
-}
-
-const char *td_monitor_reasons(uint32_t throttle, char *text, int size)
-{
-    size_t at = 0;
-    const size_t room = (size_t)size;
-    snprintf(text, room, "none");
-    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++) {
-        if ((throttle & reasons[i].bit) == 0)
-            continue;
-        if (at < room)
-            at +=
-                (size_t)snprintf(text + at, room - at, "%s%s", at > 0 ? ", " : "", reasons[i].name);
-        throttle &= ~reasons[i].bit;
-    }
-    if (throttle != 0 && at < room)
-        snprintf(text + at, room - at, "%s0x%x", at > 0 ? ", " : "", throttle);
-    return text;
 }

@@ -14,7 +14,10 @@
 typedef struct {
     double second;                              /* CLOCK_MONOTONIC */
     float sm_mhz, memory_mhz, power_w, celsius; /* 0: not told */
-    uint32_t throttle;                          /* NVML's clocks event reasons, a bit each */
+    /* NVML's clocks event reasons, a bit each: 1 idle, 2 applications clocks, 4 power cap, 8
+     * hardware slowdown, 16 sync boost, 32 thermal, 64 thermal by hardware, 128 power brake, 256
+     * display */
+    uint32_t throttle;
 } td_monitor_sample;
 
 typedef struct td_monitor td_monitor;
@@ -29,8 +32,4 @@ td_status td_monitor_samples(td_monitor *m, td_arena *a, int32_t *n, const td_mo
                              td_err *err);
 /* Driver's version, `580.159.04`. */
 const char *td_monitor_driver(const td_monitor *m);
-/* Names of the reasons in `throttle`, comma-separated: `sw power cap`, or `none`; written to text,
- * which is returned. */
-const char *td_monitor_reasons(uint32_t throttle, char *text, int size);
-
 #endif

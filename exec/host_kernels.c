@@ -265,16 +265,6 @@ static void embed_backward(void *dev, const int32_t *tokens, const act *dy, floa
             add_to(dw + (tokens[row] - first) * h, (const float *)dy + row * h, h);
 }
 
-static void copy_rows(void *dev, const act *src, int64_t src_seq, int64_t src_row, act *dst,
-                      int64_t dst_seq, int64_t dst_row, int64_t samples, int64_t rows, int64_t h)
-{
-    (void)dev;
-    for (int64_t s = 0; rows > 0 && s < samples; s++)
-        memcpy((float *)dst + (s * dst_seq + dst_row) * h,
-               (const float *)src + (s * src_seq + src_row) * h,
-               (size_t)(rows * h) * sizeof(float));
-}
-
 /* ---- activations ---- */
 
 static float sigmoid(float x)
@@ -514,7 +504,6 @@ const td_kernels td_host_kernels = {
     .activation_backward = activation_backward,
     .embed = embed,
     .embed_backward = embed_backward,
-    .copy_rows = copy_rows,
     .loss_max = loss_max,
     .loss_sum = loss_sum,
     .loss_value = loss_value,

@@ -49,19 +49,6 @@ static double available_bytes(void)
     return available;
 }
 
-static td_status needed(td_arena *a, const td_program *p, int32_t rank, td_memory *out, td_err *err)
-{
-    td_status st = TD_OK;
-    const td_stream *s = td_program_stream(p, rank);
-    td_pipeline pipe;
-    *out = (td_memory){0};
-    TD_TRY(st, td_pipeline_of_plan(a, p->plan, &pipe, err));
-    if (s->module >= 0)
-        TD_TRY(st, td_memory_of_stage(a, p->plan, &pipe, s->module, s->pp_rank, out, err));
-done:
-    return st;
-}
-
 td_status td_host_memory_check(td_arena *a, const td_program *p, int32_t rank, td_err *err)
 {
     td_memory own;
@@ -73,7 +60,7 @@ td_status td_host_memory_check(td_arena *a, const td_program *p, int32_t rank, t
     const double gib = 1024.0 * 1024.0 * 1024.0;
     MPI_Comm machine;
     int n;
-    const td_status st = needed(a, p, rank, &own, err);
+    const td_status st = td_memory_of_rank(a, p, rank, &own, err);
     most.bytes = sum = st == TD_OK ? (double)own.total : 0; /* the others wait in the collectives */
     most.rank = rank;
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &machine);

@@ -76,10 +76,6 @@ typedef struct {
                   int64_t first, int64_t n);
     void (*embed_backward)(void *dev, const int32_t *tokens, const act *dy, float *dw, int64_t rows,
                            int64_t h, int64_t first, int64_t n);
-    /* Copies `rows` rows of width h; row i of sample s stands at src + (s * src_seq + src_row + i)
-     * * h, likewise dst. */
-    void (*copy_rows)(void *dev, const act *src, int64_t src_seq, int64_t src_row, act *dst,
-                      int64_t dst_seq, int64_t dst_row, int64_t samples, int64_t rows, int64_t h);
 
     /*
      * Vocabulary-parallel cross-entropy over logits[rows, n] of the vocabulary's columns first ..

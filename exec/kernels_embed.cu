@@ -1,5 +1,5 @@
 /*
- * Rows looked up, given back and copied. What is bound by memory reads every byte once; sums run in
+ * Rows looked up and given back. What is bound by memory reads every byte once; sums run in
  * an order that depends on the tokens alone, so that a run can be repeated bit by bit.
  */
 #include "exec/kernels_lanes.cuh"
@@ -10,9 +10,7 @@ enum {
     RANKED = 32,       /* rows ranked by a block, one by each lane of a warp */
     RANK_WARPS = 8,    /* each of which looks at its part of the tile */
     SUM_THREADS = 128, /* of a part of a row of the table */
-    BATCH = 8,         /* equal tokens whose rows are under way at once */
-    COPY_THREADS = 256,
-    COPY_VECTORS = 4
+    BATCH = 8          /* equal tokens whose rows are under way at once */
 };
 
 /* Key of a token without a row in the table; behind all others, which are < n <= INT32_MAX. */
@@ -181,58 +179,4 @@ extern "C" void td_cuda_embed_backward(void *dev, const int32_t *tokens, const a
     const look_up u = {tokens, rows, h, first, n};
     if (rows > 0 && h > 0)
         launch[q->bf16][is_wide(q, h, address(dy) | address(dw))](q, &u, dy, dw);
-}
-
-/* ---- copies ---- */
-
-/* `n` elements of every sample, which stand `from_pitch` and `to_pitch` apart. */
-template <typename T, int N>
-static __global__ void __launch_bounds__(COPY_THREADS)
-    copy_samples(const T *from, int64_t from_pitch, T *to, int64_t to_pitch, int64_t n,
-                 int64_t samples)
-{
-    const int64_t first = (int64_t)blockIdx.x * COPY_THREADS * COPY_VECTORS + threadIdx.x;
-    for (int64_t s = blockIdx.y; s < samples; s += gridDim.y) {
-        lanes<T, N> x[COPY_VECTORS];
-#pragma unroll
-        for (int k = 0; k < COPY_VECTORS; k++) {
-            const int64_t i = (first + k * COPY_THREADS) * N;
-            if (i < n)
-                x[k] = load<T, N>(from + s * from_pitch + i);
-        }
-#pragma unroll
-        for (int k = 0; k < COPY_VECTORS; k++) {
-            const int64_t i = (first + k * COPY_THREADS) * N;
-            if (i < n)
-                store(to + s * to_pitch + i, x[k]);
-        }
-    }
-}
-
-template <typename T, int N>
-static void launch_copy(const td_cuda_queue *q, const act *from, int64_t from_pitch, act *to,
-                        int64_t to_pitch, int64_t n, int64_t samples)
-{
-    const int64_t vectors_per_block = (int64_t)COPY_THREADS * COPY_VECTORS;
-    const dim3 blocks(count_of(ceil_div(n / N, vectors_per_block)),
-                      count_of(smaller(samples, 65535)));
-    copy_samples<T, N><<<blocks, COPY_THREADS, 0, stream_of(q)>>>((const T *)from, from_pitch,
-                                                                  (T *)to, to_pitch, n, samples);
-}
-
-extern "C" void td_cuda_copy_rows(void *dev, const act *src, int64_t src_seq, int64_t src_row,
-                                  act *dst, int64_t dst_seq, int64_t dst_row, int64_t samples,
-                                  int64_t rows, int64_t h)
-{
-    static void (*const launch[2][2])(const td_cuda_queue *, const act *, int64_t, act *, int64_t,
-                                      int64_t, int64_t) = TD_BY_TYPE(launch_copy);
-    const td_cuda_queue *q = queue_of(dev);
-    const int64_t e = q->bf16 ? 2 : 4;
-    const char *from = (const char *)src + src_row * h * e;
-    char *to = (char *)dst + dst_row * h * e;
-    const uintptr_t borders =
-        address(from) | address(to) | (uintptr_t)(src_seq * h * e) | (uintptr_t)(dst_seq * h * e);
-    if (samples > 0 && rows > 0 && h > 0)
-        launch[q->bf16][is_wide(q, rows * h, borders)](q, from, src_seq * h, to, dst_seq * h,
-                                                       rows * h, samples);
 }

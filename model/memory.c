@@ -49,6 +49,20 @@ done:
     return st;
 }
 
+td_status td_memory_of_rank(td_arena *a, const td_program *p, int32_t rank, td_memory *out,
+                            td_err *err)
+{
+    td_status st = TD_OK;
+    const td_stream *s = td_program_stream(p, rank);
+    td_pipeline pipe;
+    *out = (td_memory){0};
+    TD_TRY(st, td_pipeline_of_plan(a, p->plan, &pipe, err));
+    if (s->module >= 0)
+        TD_TRY(st, td_memory_of_stage(a, p->plan, &pipe, s->module, s->pp_rank, out, err));
+done:
+    return st;
+}
+
 const char *td_memory_text(td_arena *a, const td_memory *m)
 {
     static const char *const names[] = {"weights", "gradients", "optimizer state", "activations",

@@ -7,6 +7,7 @@
 #define TANDEM_MODEL_MEMORY_H
 
 #include "model/pipeline.h"
+#include "model/program.h"
 
 typedef struct {
     uint64_t weights;     /* parameters in the training precision, frozen ones too */
@@ -23,6 +24,10 @@ typedef struct {
 /* Stage `pp_rank` of module `m`. `p` is the plan's pipeline. TD_NOMEM. */
 td_status td_memory_of_stage(td_arena *a, const td_plan *plan, const td_pipeline *p, int32_t m,
                              int32_t pp_rank, td_memory *out, td_err *err);
+
+/* Of the stage that a rank has; zeros for an idle one. TD_NOMEM. */
+td_status td_memory_of_rank(td_arena *a, const td_program *p, int32_t rank, td_memory *out,
+                            td_err *err);
 
 /* The sum in words: what it is made of. In the arena; NULL without memory. */
 const char *td_memory_text(td_arena *a, const td_memory *m);

@@ -10,9 +10,12 @@ const char *const td_lane_names[TD_N_LANES] = {
 };
 
 const td_op_traits td_op_table[TD_N_OPS] = {
-#define X(op, title, short_name, what, pattern)                                                    \
-    [TD_OP_##op] = {                                                                               \
-        .name = title, .mnemonic = short_name, .role = TD_ROLE_##what, .coll = TD_COLL_##pattern},
+#define X(op, title, short_name, what, pattern, said)                                              \
+    [TD_OP_##op] = {.name = title,                                                                 \
+                    .mnemonic = short_name,                                                        \
+                    .role = TD_ROLE_##what,                                                        \
+                    .coll = TD_COLL_##pattern,                                                     \
+                    .words = said},
     TD_OP_MAP(X)
 #undef X
 };

@@ -37,31 +37,33 @@ typedef enum {
 extern const char *const td_lane_names[TD_N_LANES];
 
 /* kind, name in traces and reports, mnemonic in listings, what it is to an interpreter, collective
- * behind it */
+ * behind it, words in reports (NULL: a transfer, which its ends tell) */
 #define TD_OP_MAP(X)                                                                               \
-    X(ZERO_GRADS, "zero_grads", "Z", COMPUTE, SENDRECV)                                            \
-    X(FORWARD, "forward", "F", COMPUTE, SENDRECV)                                                  \
-    X(BACKWARD, "backward", "B", COMPUTE, SENDRECV)                                                \
-    X(SEND_SHAPE, "send_shape", "s", EAGER_SEND, SENDRECV)                                         \
-    X(RECV_SHAPE, "recv_shape", "r", RECV, SENDRECV)                                               \
-    X(SEND, "send", "S", SEND, SENDRECV)                                                           \
-    X(RECV, "recv", "R", RECV, SENDRECV)                                                           \
-    X(BROADCAST, "broadcast", "bc", GROUP, BROADCAST)                                              \
-    X(GRAD_REDUCE_SCATTER, "grad_reduce_scatter", "rs", GROUP, REDUCE_SCATTER)                     \
-    X(GRAD_ALL_REDUCE, "grad_all_reduce", "ar", GROUP, ALL_REDUCE)                                 \
-    X(TP_GRAD_ALL_REDUCE, "tp_grad_all_reduce", "tr", GROUP, ALL_REDUCE)                           \
-    X(TOKEN_COUNT, "token_count", "n", GROUP, ALL_REDUCE)                                          \
-    X(GRAD_STATS, "grad_stats", "q", COMPUTE, SENDRECV)                                            \
-    X(FOUND_INF, "found_inf", "i", GROUP, ALL_REDUCE)                                              \
-    X(MODULE_NORM, "module_norm", "m", GROUP, ALL_REDUCE)                                          \
-    X(GLOBAL_NORM, "global_norm", "g", GROUP, ALL_REDUCE)                                          \
-    X(ADAM, "adam", "A", COMPUTE, SENDRECV)                                                        \
-    X(CAST, "cast", "c", COMPUTE, SENDRECV)                                                        \
-    X(PARAM_ALL_GATHER, "param_all_gather", "ag", GROUP, ALL_GATHER)                               \
-    X(SUCCESS, "success", "ok", GROUP, ALL_REDUCE)
+    X(ZERO_GRADS, "zero_grads", "Z", COMPUTE, SENDRECV, "zeroing gradients")                       \
+    X(FORWARD, "forward", "F", COMPUTE, SENDRECV, "forward")                                       \
+    X(BACKWARD, "backward", "B", COMPUTE, SENDRECV, "backward")                                    \
+    X(SEND_SHAPE, "send_shape", "s", EAGER_SEND, SENDRECV, NULL)                                   \
+    X(RECV_SHAPE, "recv_shape", "r", RECV, SENDRECV, NULL)                                         \
+    X(SEND, "send", "S", SEND, SENDRECV, NULL)                                                     \
+    X(RECV, "recv", "R", RECV, SENDRECV, NULL)                                                     \
+    X(BROADCAST, "broadcast", "bc", GROUP, BROADCAST, "broadcast of bridged rows")                 \
+    X(GRAD_REDUCE_SCATTER, "grad_reduce_scatter", "rs", GROUP, REDUCE_SCATTER,                     \
+      "gradient reduce-scatter")                                                                   \
+    X(GRAD_ALL_REDUCE, "grad_all_reduce", "ar", GROUP, ALL_REDUCE, "gradient all-reduce")          \
+    X(TP_GRAD_ALL_REDUCE, "tp_grad_all_reduce", "tr", GROUP, ALL_REDUCE,                           \
+      "gradient all-reduce over tensor ranks")                                                     \
+    X(TOKEN_COUNT, "token_count", "n", GROUP, ALL_REDUCE, "token count")                           \
+    X(GRAD_STATS, "grad_stats", "q", COMPUTE, SENDRECV, "gradient norm")                           \
+    X(FOUND_INF, "found_inf", "i", GROUP, ALL_REDUCE, "found-inf")                                 \
+    X(MODULE_NORM, "module_norm", "m", GROUP, ALL_REDUCE, "module norm")                           \
+    X(GLOBAL_NORM, "global_norm", "g", GROUP, ALL_REDUCE, "global norm")                           \
+    X(ADAM, "adam", "A", COMPUTE, SENDRECV, "clip and Adam")                                       \
+    X(CAST, "cast", "c", COMPUTE, SENDRECV, "cast of parameters")                                  \
+    X(PARAM_ALL_GATHER, "param_all_gather", "ag", GROUP, ALL_GATHER, "parameter all-gather")       \
+    X(SUCCESS, "success", "ok", GROUP, ALL_REDUCE, "success flag")
 
 typedef enum {
-#define X(kind, name, mnemonic, role, coll) TD_OP_##kind,
+#define X(kind, name, mnemonic, role, coll, words) TD_OP_##kind,
     TD_OP_MAP(X)
 #undef X
         TD_N_OPS
@@ -84,7 +86,8 @@ typedef enum {
 typedef struct {
     const char *name, *mnemonic;
     td_op_role role;
-    td_coll coll; /* meaningful unless role is COMPUTE */
+    td_coll coll;      /* meaningful unless role is COMPUTE */
+    const char *words; /* NULL: a transfer */
 } td_op_traits;
 extern const td_op_traits td_op_table[TD_N_OPS];
 

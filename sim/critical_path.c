@@ -148,24 +148,6 @@ static void credit(td_arena *a, td_critical_path *path, const char *what, double
         i->seconds += seconds;
 }
 
-/* What a kind of op is called on the path; forward and backward are split further. */
-static const char *const words[TD_N_OPS] = {
-    [TD_OP_ZERO_GRADS] = "zeroing gradients",
-    [TD_OP_BROADCAST] = "broadcast of bridged rows",
-    [TD_OP_GRAD_REDUCE_SCATTER] = "gradient reduce-scatter",
-    [TD_OP_GRAD_ALL_REDUCE] = "gradient all-reduce",
-    [TD_OP_TP_GRAD_ALL_REDUCE] = "gradient all-reduce over tensor ranks",
-    [TD_OP_TOKEN_COUNT] = "token count",
-    [TD_OP_GRAD_STATS] = "gradient norm",
-    [TD_OP_FOUND_INF] = "found-inf",
-    [TD_OP_MODULE_NORM] = "module norm",
-    [TD_OP_GLOBAL_NORM] = "global norm",
-    [TD_OP_ADAM] = "clip and Adam",
-    [TD_OP_CAST] = "cast of parameters",
-    [TD_OP_PARAM_ALL_GATHER] = "parameter all-gather",
-    [TD_OP_SUCCESS] = "success flag",
-};
-
 static void describe_transfer(const td_program *p, int32_t rank, const td_op *op, char *text,
                               size_t size)
 {
@@ -193,8 +175,8 @@ static void credit_compute(td_arena *a, const finder *f, int32_t rank, const td_
     char what[96];
     path->collective_s += collective;
     path->compute_s += seconds - collective;
-    if (words[op->kind] != NULL) {
-        snprintf(what, sizeof what, "%s %s", module, words[op->kind]);
+    if (op->kind != TD_OP_FORWARD && op->kind != TD_OP_BACKWARD) {
+        snprintf(what, sizeof what, "%s %s", module, td_op_table[op->kind].words);
         credit(a, path, what, seconds);
         return;
     }
@@ -224,14 +206,14 @@ static void credit_op(td_arena *a, const finder *f, int32_t rank, int32_t op, do
         return;
     if (o->chan < 0) {
         credit_compute(a, f, rank, o, seconds, path);
-    } else if (words[o->kind] == NULL) {
+    } else if (td_op_table[o->kind].words == NULL) {
         describe_transfer(p, rank, o, what, sizeof what);
         credit(a, path, what, seconds);
         path->transfer_s += seconds;
     } else {
         snprintf(what, sizeof what, "%s%s%s",
                  o->lane == TD_LANE_CTRL ? "" : p->plan->modules[o->module].name,
-                 o->lane == TD_LANE_CTRL ? "" : " ", words[o->kind]);
+                 o->lane == TD_LANE_CTRL ? "" : " ", td_op_table[o->kind].words);
         credit(a, path, what, seconds);
         path->collective_s += seconds;
     }

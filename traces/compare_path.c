@@ -155,26 +155,6 @@ done:
 
 /* ---- the difference of two paths ---- */
 
-/* What a kind of op is called; with the modules before it. NULL: a transfer. */
-static const char *const words[TD_N_OPS] = {
-    [TD_OP_ZERO_GRADS] = "zeroing gradients",
-    [TD_OP_FORWARD] = "forward",
-    [TD_OP_BACKWARD] = "backward",
-    [TD_OP_BROADCAST] = "broadcast of bridged rows",
-    [TD_OP_GRAD_REDUCE_SCATTER] = "gradient reduce-scatter",
-    [TD_OP_GRAD_ALL_REDUCE] = "gradient all-reduce",
-    [TD_OP_TP_GRAD_ALL_REDUCE] = "gradient all-reduce over tensor ranks",
-    [TD_OP_TOKEN_COUNT] = "token count",
-    [TD_OP_GRAD_STATS] = "gradient norm",
-    [TD_OP_FOUND_INF] = "found-inf",
-    [TD_OP_MODULE_NORM] = "module norm",
-    [TD_OP_GLOBAL_NORM] = "global norm",
-    [TD_OP_ADAM] = "clip and Adam",
-    [TD_OP_CAST] = "cast of parameters",
-    [TD_OP_PARAM_ALL_GATHER] = "parameter all-gather",
-    [TD_OP_SUCCESS] = "success flag",
-};
-
 /* Ops that are spoken of together. */
 typedef struct {
     int32_t what; /* a kind, or TD_N_OPS: transfers, TD_N_OPS + 1: of shapes */
@@ -204,7 +184,7 @@ static topic topic_of(const td_side *s, int64_t i)
     const td_side_op *op = &s->ops[i];
     const bool receives = td_op_table[op->kind].role == TD_ROLE_RECV;
     topic t = {.what = op->kind, .from = op->lane == TD_LANE_CTRL ? -1 : op->module, .to = -1};
-    if (words[op->kind] != NULL)
+    if (td_op_table[op->kind].words != NULL)
         return t;
     t.what = TD_N_OPS + (op->kind == TD_OP_SEND_SHAPE || op->kind == TD_OP_RECV_SHAPE);
     const int32_t peer = module_of_rank(s, op->peer);
@@ -251,9 +231,9 @@ static void describe(const td_side *s, entry *e)
     if (t->what > TD_N_OPS + 1)
         snprintf(what, size, "gaps in which nothing runs");
     else if (t->what < TD_N_OPS && t->from < 0)
-        snprintf(what, size, "%s", words[t->what]);
+        snprintf(what, size, "%s", td_op_table[t->what].words);
     else if (t->what < TD_N_OPS)
-        snprintf(what, size, "%.48s %s", module_name(s, t->from), words[t->what]);
+        snprintf(what, size, "%.48s %s", module_name(s, t->from), td_op_table[t->what].words);
     else if (t->from == t->to || t->from < 0 || t->to < 0)
         snprintf(what, size, "%stransfers between %.48s stages", shapes,
                  module_name(s, t->from < 0 ? t->to : t->from));

@@ -195,30 +195,6 @@ static void add_rows_backward_call(const td_kernels *k, void *dev, void *const p
     k->add_rows_backward(dev, p[0], p[1], s->rows, s->seq, s->h, s->first);
 }
 
-/* `first`: row of the source; `variant`: row of the destination; `seq` and `n`: their rows of a
- * sample. */
-static const td_shape copy_rows_shapes[] = {
-    {.samples = 1, .rows = 576, .h = 4096, .seq = 576, .n = 2048, .timed = true},
-    {.samples = 3, .rows = 17, .h = 588, .seq = 20, .first = 3, .n = 33, .variant = 15},
-    {.samples = 2, .rows = 5, .h = 33, .seq = 6, .first = 1, .n = 5, .shifted = true},
-    {.samples = 4, .rows = 1, .h = 1, .seq = 2, .first = 1, .n = 3, .variant = 2},
-    {.samples = 2, .rows = 0, .h = 8, .seq = 2, .n = 2},
-};
-
-static void copy_rows_operands(td_trial *t, const td_shape *s)
-{
-    const int64_t moved = s->samples * s->rows * s->h;
-    td_trial_operand(t, TD_IN, TD_OF_ACT, "src", s->samples * s->seq, s->h, 1)->touched = moved;
-    td_operand *dst = td_trial_operand(t, TD_INOUT, TD_OF_ACT, "dst", s->samples * s->n, s->h, 1);
-    dst->touched = moved / 2; /* written only */
-    dst->tolerance = 0;
-}
-
-static void copy_rows_call(const td_kernels *k, void *dev, void *const p[], const td_shape *s)
-{
-    k->copy_rows(dev, p[0], s->seq, s->first, p[1], s->n, s->variant, s->samples, s->rows, s->h);
-}
-
 /* ---- biases ---- */
 
 static const td_shape bias_shapes[] = {
@@ -502,7 +478,6 @@ const td_kernel_row td_rows_kernels[] = {
     ROW(add, add),
     ROW(add_rows, add_rows),
     ROW(add_rows_backward, add_rows),
-    ROW(copy_rows, copy_rows),
     {.name = "bias_gradient",
      .table = &td_gpu_kernels,
      .operands = bias_gradient_operands,

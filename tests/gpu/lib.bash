@@ -3,10 +3,10 @@
 # shellcheck shell=bash disable=SC2154 # set by run.sh
 set -uo pipefail
 tandem=$bundle/bin/tandem
-work=$out/work/$phase
-logs=$out/work/logs
-mkdir -p "$work" "$logs" "$out/work/cache"
-export XDG_CACHE_HOME=$out/work/cache # algorithms of products are measured once for all phases
+work=$out/phases/$phase
+logs=$out/phases/logs
+mkdir -p "$work" "$logs" "$out/phases/cache"
+export XDG_CACHE_HOME=$out/phases/cache # algorithms of products are measured once for all phases
 export TANDEM_GPU_PHASE=$phase-$$
 failures=0
 

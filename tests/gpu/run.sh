@@ -361,21 +361,21 @@ if [ "$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')" = 0 ]; then
     exit 77
 fi
 
-mkdir -p "$out/work/logs"
+mkdir -p "$out/phases/logs"
 {
     echo "tandem $(xargs <"$bundle/VERSION")"
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     uname -sr
     nproc
-} >"$out/work/logs/machine.txt" 2>&1
+} >"$out/phases/logs/machine.txt" 2>&1
 {
-    head -n 1 "$out/work/logs/machine.txt"
+    head -n 1 "$out/phases/logs/machine.txt"
     nvidia-smi -L | sed 's/ (UUID.*//'
     printf '\n%-11s %-8s %8s  %s\n' phase result seconds note
 } >"$out/summary.txt"
 any_failed=0
 for phase in "${all[@]}"; do
-    log=$out/work/logs/$phase.txt
+    log=$out/phases/logs/$phase.txt
     printf '\n==== %s\n' "$phase"
     begin=${EPOCHREALTIME/./}
     timeout -k 15 "$(limit_of "$phase")" bash "$0" --phase "$phase" "$bundle" "$out" 2>&1 </dev/null | tee "$log"
@@ -390,9 +390,9 @@ for phase in "${all[@]}"; do
     printf '%-11s %-9s %7.1f  %.140s\n' "$phase" "$result" "$(((${EPOCHREALTIME/./} - begin) / 1000))e-3" \
         "${note:-$(tail -n 1 "$log")}" >>"$out/summary.txt"
     # After every phase: what is there counts even if the next one is cut off.
-    tar -C "$out/work" -czf "$out/logs.tar.gz" logs
+    tar -C "$out/phases" -czf "$out/logs.tar.gz" logs
 done
-rm -rf "$out/work"
+rm -rf "$out/phases"
 printf '\n'
 cat "$out/summary.txt"
 exit $any_failed
