@@ -1,20 +1,25 @@
-/* NCCL and copy engines behind the channels of a rank. */
+/* NCCL, copy engines and kernels over peers' memory behind the channels of a rank. */
 #include "exec/cuda_comm.h"
 #include "exec/cuda_error.h"
+#include "exec/cuda_group.h"
 #include "exec/host_rendezvous.h"
+#include "model/pieces.h"
+#include "model/sha256.h"
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { SMALL = 32, BIG = 32 << 20, GROWTH = 16 }; /* bytes of the exchanges that connect */
 
 typedef struct {
     const td_comm *comm;
-    int32_t number, me; /* td_program.comms index; where this rank stands in it */
-    ncclComm_t nccl;    /* NULL: a group of one rank, a copy engine, or not made yet */
-    td_cuda_peer peer;  /* pairs */
+    int32_t number, me;  /* td_program.comms index; where this rank stands in it */
+    ncclComm_t nccl;     /* NULL: a group of one rank, a copy engine, or not made yet */
+    td_cuda_peer peer;   /* pairs */
+    td_cuda_group group; /* tensor ranks */
 } channel;
 
 struct td_cuda_comm {
@@ -30,16 +35,23 @@ struct td_cuda_comm {
 
 /*
  * Multiprocessors a kernel of NCCL may take (0: NCCL decides), and the largest exchange that
- * connects a communicator. A pair that gets only four moves 16 MiB at 69 GB/s between two H200, a
- * third of what NCCL's own choice does; modules and the world only move some bytes in the optimizer
- * step.
+ * connects a communicator. test-cuda-channels (tests/gpu/channels.c) measures, and says by which
+ * criterion it comes to the rows of groups.
  */
 static const struct {
     int min_ctas, max_ctas;
     int64_t connect_bytes;
 } traits[TD_N_COMMS] = {
-    [TD_COMM_PAIR] = {0, 0, BIG},     [TD_COMM_TENSOR] = {0, 0, BIG},  [TD_COMM_DATA] = {0, 0, BIG},
-    [TD_COMM_MODULE] = {1, 1, SMALL}, [TD_COMM_WORLD] = {1, 1, SMALL},
+    /* With four 16 MiB move at 69 GB/s between two H200, a third of what NCCL's choice does. */
+    [TD_COMM_PAIR] = {0, 0, BIG},
+    /* Products wait for it. */
+    [TD_COMM_TENSOR] = {0, 0, BIG},
+    /* Beside the products of a backward: 54 us a MiB of theirs and its own time on H200, 66 with
+     * NCCL's choice (tests/gpu/results/channels-h200.csv). */
+    [TD_COMM_DATA] = {1, 32, BIG},
+    /* Some bytes in the optimizer step. */
+    [TD_COMM_MODULE] = {1, 1, SMALL},
+    [TD_COMM_WORLD] = {1, 1, SMALL},
 };
 
 /* ---- failures ---- */
@@ -211,8 +223,16 @@ static td_status copy_alone(const td_collective_call *call, size_t bytes, void *
         "a collective over one rank", err);
 }
 
+static td_status queue_collective(const td_cuda_comm *c, const channel *ch,
+                                  const td_collective_call *call, const quantity *q, void *stream,
+                                  td_err *err)
+{
+    return nccl_failed(c, ch, td_collectives[call->coll]->name,
+                       queue[call->coll](call, q, ch->nccl, stream), err);
+}
+
 td_status td_cuda_comm_collective(td_cuda_comm *c, int32_t chan, const td_collective_call *call,
-                                  bool act_bf16, void *stream, td_err *err)
+                                  bool in_pass, bool act_bf16, void *stream, td_err *err)
 {
     static const ncclRedOp_t reductions[] = {
         [TD_REDUCE_SUM] = ncclSum, [TD_REDUCE_MAX] = ncclMax, [TD_REDUCE_MIN] = ncclMin};
@@ -240,9 +260,12 @@ td_status td_cuda_comm_collective(td_cuda_comm *c, int32_t chan, const td_collec
                td_fail(err, TD_RUN, "rank %d, %s: %s of %lld elements, which %d ranks do not share",
                        (int)c->rank, name_of(ch, name, sizeof name), what, (long long)call->count,
                        (int)n));
-    TD_TRY(st, n == 1
-                   ? copy_alone(call, q.count * types[call->type].size, stream, err)
-                   : nccl_failed(c, ch, what, queue[call->coll](call, &q, ch->nccl, stream), err));
+    if (n == 1)
+        TD_TRY(st, copy_alone(call, q.count * types[call->type].size, stream, err));
+    else if (in_pass && td_cuda_group_has(&ch->group, call, act_bf16))
+        TD_TRY(st, td_cuda_group_run(&ch->group, call, act_bf16, stream, err));
+    else
+        TD_TRY(st, queue_collective(c, ch, call, &q, stream, err));
 done:
     return st;
 }
@@ -300,7 +323,7 @@ static td_status connect_group(td_cuda_comm *c, int32_t chan, char *scratch, voi
                                                                                        : scratch,
                                              .count = share * n,
                                              .type = TD_TYPE_F32};
-            TD_TRY(st, td_cuda_comm_collective(c, chan, &call, false, stream, err));
+            TD_TRY(st, td_cuda_comm_collective(c, chan, &call, false, false, stream, err));
         }
 done:
     return st;
@@ -413,6 +436,82 @@ done:
     return st;
 }
 
+/* ---- groups over peers' memory ---- */
+
+static void add_piece(void *self, const td_piece *p)
+{
+    const uint64_t all[] = {p->kind,   (uint64_t)p->edge, (uint64_t)p->n_i, (uint64_t)p->n_j,
+                            p->offset, p->bytes,          p->stride_i,      p->stride_j};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        td_sha256_add_u64(self, all[i]);
+}
+
+/* Digest of where everything stands in the rank's arena. */
+static td_status layout_of(const td_cuda_comm *c, char digest[65], td_err *err)
+{
+    td_status st = TD_OK;
+    const td_stream *s = td_program_stream(c->p, c->rank);
+    td_pipeline pipe;
+    td_stage_sizes sizes;
+    td_sha256 sum;
+    TD_TRY(st, td_pipeline_of_plan(c->a, c->p->plan, &pipe, err));
+    TD_TRY(st, td_stage_sizes_of(c->a, c->p->plan, &pipe, s->module, s->pp_rank, &sizes, err));
+    td_sha256_begin(&sum);
+    td_sha256_add_u64(
+        &sum, td_stage_pieces(c->p->plan, &pipe, s->module, s->pp_rank, &sizes, add_piece, &sum));
+    td_sha256_end(&sum, digest);
+done:
+    return st;
+}
+
+/* TANDEM_GROUP in the environment: `peer`, as if it were not there, or `nccl`, for comparisons. */
+static td_status refusal_of(const char **out, td_err *err)
+{
+    const char *value = getenv("TANDEM_GROUP");
+    const bool nccl = value != NULL && strcmp(value, "nccl") == 0;
+    *out = nccl ? "TANDEM_GROUP=nccl" : NULL;
+    return value == NULL || *value == '\0' || nccl || strcmp(value, "peer") == 0
+               ? TD_OK
+               : td_fail(err, TD_RUN, "TANDEM_GROUP is `%s`, expected peer or nccl", value);
+}
+
+static bool on_one_machine(const td_comm *c, const td_rendezvous *r)
+{
+    bool one = true;
+    for (int32_t i = 1; i < c->n_ranks; i++)
+        one = one && r->node_of[c->ranks[i]] == r->node_of[c->ranks[0]];
+    return one;
+}
+
+static bool is_group(const channel *ch)
+{
+    return ch->comm->kind == TD_COMM_TENSOR && ch->comm->n_ranks > 1;
+}
+
+/* A rank has one group at most: tensor ranks of its stage. */
+static td_status open_groups(td_cuda_comm *c, const td_cuda_places *here, td_err *err)
+{
+    td_status st = TD_OK;
+    td_rendezvous where;
+    char layout[65];
+    td_cuda_group_side side = {.arena = here->arena, .bytes = here->bytes, .layout = layout};
+    TD_TRY(st, refusal_of(&side.refusal, err));
+    TD_TRY(st, td_rendezvous_open(c->a, c->p->world_size, &where, err));
+    for (int32_t i = 0; i < c->n_chans; i++) {
+        channel *ch = &c->chans[c->order[i]];
+        if (!is_group(ch))
+            continue;
+        snprintf(ch->group.why, sizeof ch->group.why, "between machines");
+        if (!on_one_machine(ch->comm, &where))
+            continue;
+        TD_TRY(st, layout_of(c, layout, err));
+        TD_TRY(st, td_cuda_group_open(ch->comm, ch->me, &side, &ch->group, err));
+        c->bytes += ch->group.own_bytes;
+    }
+done:
+    return st;
+}
+
 td_status td_cuda_comm_connect(td_cuda_comm *c, const td_cuda_places *here, td_err *err)
 {
     td_status st = TD_OK;
@@ -421,6 +520,7 @@ td_status td_cuda_comm_connect(td_cuda_comm *c, const td_cuda_places *here, td_e
         if (c->mail.boxes[k].near)
             TD_TRY(st, td_cuda_peer_open(c->a, c->p, c->rank, k, here, &c->chans[k].peer, err));
     }
+    TD_TRY(st, open_groups(c, here, err));
     TD_TRY(st, connect_ranks(c, true, err));
 done:
     return st;
@@ -430,14 +530,17 @@ done:
 
 /*
  * Streams may stand before a count that will not come, or before a kernel of another
- * communicator: all counts advance and, in one group, all communicators are told to abort before
- * any waits for its kernels. Memory stays registered, which would synchronise.
+ * communicator: all counts advance, kernels over peers' memory are told that nobody comes and, in
+ * one group, all communicators are told to abort before any waits for its kernels. Memory stays
+ * registered, which would synchronise.
  */
 static void abort_all(td_cuda_comm *c)
 {
     for (int32_t k = 0; k < c->n_chans; k++)
         if (c->mail.boxes[k].memory != NULL)
             td_cuda_mailbox_release(&c->mail.boxes[k]);
+    for (int32_t k = 0; k < c->n_chans; k++)
+        td_cuda_group_abandon(&c->chans[k].group);
     ncclGroupStart();
     for (int32_t k = 0; k < c->n_chans; k++)
         if (c->chans[k].nccl != NULL)
@@ -453,6 +556,8 @@ void td_cuda_comm_close(td_cuda_comm *c, bool failed)
         abort_all(c);
     for (int32_t i = 0; i < c->n_chans && !failed; i++)
         td_cuda_peer_close(c->chans[c->order[i]].comm, &c->chans[c->order[i]].peer);
+    for (int32_t i = 0; i < c->n_chans && !failed; i++)
+        td_cuda_group_close(c->chans[c->order[i]].comm, &c->chans[c->order[i]].group);
     for (int32_t i = 0; i < c->n_chans && !failed; i++)
         if (c->chans[c->order[i]].nccl != NULL)
             ncclCommDestroy(c->chans[c->order[i]].nccl);
@@ -484,12 +589,17 @@ td_cuda_transports td_cuda_comm_transports(const td_cuda_comm *c)
     td_cuda_transports t = {0};
     for (int32_t k = 0; k < c->n_chans; k++) {
         const channel *ch = &c->chans[k];
-        if (ch->comm->kind != TD_COMM_PAIR)
-            continue;
-        t.copy_engine += ch->peer.open;
-        t.nccl += ch->nccl != NULL;
-        if (ch->nccl != NULL && t.why == NULL)
-            t.why = c->mail.boxes[k].near ? ch->peer.why : "between machines";
+        if (ch->comm->kind == TD_COMM_PAIR) {
+            t.copy_engine += ch->peer.open;
+            t.nccl += ch->nccl != NULL;
+            if (ch->nccl != NULL && t.why == NULL)
+                t.why = c->mail.boxes[k].near ? ch->peer.why : "between machines";
+        } else if (is_group(ch)) {
+            t.mapped_groups += ch->group.open;
+            t.nccl_groups += !ch->group.open;
+            if (!ch->group.open && t.why_group == NULL)
+                t.why_group = ch->group.why;
+        }
     }
     return t;
 }

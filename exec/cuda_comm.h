@@ -1,11 +1,14 @@
 /*
  * A rank's communication on GPUs: a transport for each channel of its program.
  *
- * Collectives are NCCL's. Payloads between GPUs of a machine are moved by copy engines
- * (exec/cuda_peer.h): through NCCL 4.7 MB between two H200 took 80 us alone and 105 to 275 us in a
- * step, where the receiver's kernel waits for multiprocessors that the compute lane holds, while
- * the compute lane waits for the payload. Where GPUs cannot reach each other, and between machines,
- * payloads are NCCL's too; td_cuda_comm_transports() says of how many pairs and why.
+ * Collectives of tensor ranks within a pass are kernels of ours over the others' arenas where one
+ * machine has all of these ranks (exec/cuda_group.h); all others are NCCL's, also of these ranks
+ * outside of a pass, where they may be on any lane. Payloads between GPUs of a machine are moved by
+ * copy engines (exec/cuda_peer.h): through NCCL 4.7 MB between two H200 took 80 us alone and 105 to
+ * 275 us in a step, where the receiver's kernel waits for multiprocessors that the compute lane
+ * holds, while the compute lane waits for the payload. Where GPUs cannot reach each other, and
+ * between machines, payloads are NCCL's too; td_cuda_comm_transports() says of how many pairs and
+ * why.
  *
  * Shape messages are written by the sender's stream into a mailbox in host memory that both
  * processes have mapped, and the receiver's stream waits for them with a stream memory operation,
@@ -35,8 +38,9 @@ td_status td_cuda_comm_open(td_arena *a, const td_program *p, int32_t rank, td_c
                             td_err *err);
 /*
  * Before the first transfer, collective over all ranks: agrees on the transport of each pair and
- * makes the communicators of those that need one. `here` is read during the call; its arena lives
- * until td_cuda_comm_close().
+ * group and makes the communicators of pairs that need one. TANDEM_GROUP=nccl in the environment of
+ * any rank leaves its group's collectives to NCCL (peer: as without). `here` is read during the
+ * call; its arena lives until td_cuda_comm_close().
  */
 td_status td_cuda_comm_connect(td_cuda_comm *c, const td_cuda_places *here, td_err *err);
 /*
@@ -58,17 +62,23 @@ td_status td_cuda_comm_transfer(td_cuda_comm *c, int32_t chan, bool send, bool s
  * least once a step: the messages of two steps are kept, then receiving fails.
  */
 void td_cuda_comm_collect(td_cuda_comm *c);
-/* Can be captured. `act_bf16`: what TD_TYPE_ACT is. Buffers are the GPU's. */
+/*
+ * Can be captured. `act_bf16`: what TD_TYPE_ACT is. Buffers are the GPU's. `in_pass`: on the stream
+ * of the passes, on which all ranks of the channel queue the same calls in the same order, on
+ * buffers that stand alike in their arenas.
+ */
 td_status td_cuda_comm_collective(td_cuda_comm *c, int32_t chan, const td_collective_call *call,
-                                  bool act_bf16, void *stream, td_err *err);
+                                  bool in_pass, bool act_bf16, void *stream, td_err *err);
 
 /* Has a communicator failed asynchronously? TD_RUN naming the peer or group. Never blocks. */
 td_status td_cuda_comm_check(td_cuda_comm *c, td_err *err);
 
-/* Pairs that this rank is an end of, by transport; `why` (or NULL) of one that is NCCL's. */
+/* Pairs that this rank is an end of, by transport; `why` (or NULL) of one that is NCCL's. The same
+ * of groups of tensor ranks, whose collectives in passes go over mapped memory or NCCL. */
 typedef struct {
     int32_t copy_engine, nccl;
-    const char *why;
+    int32_t mapped_groups, nccl_groups;
+    const char *why, *why_group;
 } td_cuda_transports;
 td_cuda_transports td_cuda_comm_transports(const td_cuda_comm *c);
 

@@ -1,6 +1,7 @@
 /* Copies between GPUs of one machine, by copy engine. */
 #include "exec/cuda_peer.h"
 #include "exec/cuda_error.h"
+#include "exec/cuda_map.h"
 #include "exec/host_rendezvous.h"
 
 #include <cuda_runtime_api.h>
@@ -10,10 +11,7 @@
 enum { SENDER, RECEIVER }; /* places in a pair's communicator */
 
 typedef struct {
-    bool possible;
-    char why[128];
-    char pci[32]; /* the receiver's GPU: its number may be another one in the sender's process */
-    cudaIpcMemHandle_t arena;
+    td_cuda_loan arena;
     uint64_t bytes;
     int32_t n;
 } offer;
@@ -24,59 +22,6 @@ typedef struct {
 } answer;
 
 /* ---- opening ---- */
-
-/* An error that is dealt with must not be found by whoever next asks for the last one. */
-static bool possible(cudaError_t error, const char *what, char *why, size_t size)
-{
-    if (error == cudaSuccess)
-        return true;
-    snprintf(why, size, "%s: %s", what, cudaGetErrorString(error));
-    (void)cudaGetLastError();
-    return false;
-}
-
-static offer offer_of(const td_cuda_places *here, int32_t n)
-{
-    offer o = {.bytes = here->bytes, .n = n};
-    int device = 0;
-    if (here->arena == NULL)
-        snprintf(o.why, sizeof o.why, "the receiver has no arena");
-    else
-        o.possible = possible(cudaGetDevice(&device), "finding the GPU", o.why, sizeof o.why) &&
-                     possible(cudaDeviceGetPCIBusId(o.pci, sizeof o.pci, device), "naming the GPU",
-                              o.why, sizeof o.why) &&
-                     possible(cudaIpcGetMemHandle(&o.arena, here->arena), "offering the arena",
-                              o.why, sizeof o.why);
-    return o;
-}
-
-/* A GPU that this process does not see can be mapped nevertheless: then mapping decides. */
-static bool reachable(const offer *o, char *why, size_t size)
-{
-    int here = 0, there = 0, can = 1;
-    if (!possible(cudaGetDevice(&here), "finding the GPU", why, size))
-        return false;
-    if (cudaDeviceGetByPCIBusId(&there, o->pci) != cudaSuccess)
-        (void)cudaGetLastError();
-    else if (there != here && !possible(cudaDeviceCanAccessPeer(&can, here, there),
-                                        "asking for peer access", why, size))
-        return false;
-    if (!can)
-        snprintf(why, size, "the sender has no peer access to GPU %s", o->pci);
-    return can != 0;
-}
-
-static answer answer_to(const offer *o, void **arena)
-{
-    answer re = {.taken = false};
-    if (!o->possible)
-        memcpy(re.why, o->why, sizeof re.why);
-    else
-        re.taken = reachable(o, re.why, sizeof re.why) &&
-                   possible(cudaIpcOpenMemHandle(arena, o->arena, cudaIpcMemLazyEnablePeerAccess),
-                            "mapping the receiver's arena", re.why, sizeof re.why);
-    return re;
-}
 
 /* Payloads of the channel in a step; with `offsets`, where they go. */
 static int32_t payloads(const td_stream *s, int32_t chan, td_op_kind kind,
@@ -108,8 +53,8 @@ td_status td_cuda_peer_open(td_arena *a, const td_program *p, int32_t rank, int3
     if (peer.offsets == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for its transfers", (int)rank));
     if (!sends) {
-        o = offer_of(here, n);
-        if (o.possible)
+        o = (offer){.arena = td_cuda_lend(here->arena), .bytes = here->bytes, .n = n};
+        if (o.arena.possible)
             payloads(s, chan, TD_OP_RECV, here, peer.offsets);
     }
     TD_TRY(st, td_rendezvous_give(pair, at->me, RECEIVER, &o, sizeof o, err));
@@ -120,7 +65,7 @@ td_status td_cuda_peer_open(td_arena *a, const td_program *p, int32_t rank, int3
     TD_TRY(st, td_rendezvous_give(pair, at->me, RECEIVER, peer.offsets,
                                   (size_t)n * sizeof *peer.offsets, err));
     if (sends)
-        re = answer_to(&o, &arena);
+        re.taken = td_cuda_map(&o.arena, &arena, re.why, sizeof re.why);
     TD_TRY(st, td_rendezvous_give(pair, at->me, SENDER, &re, sizeof re, err));
     peer.open = re.taken;
     peer.arena = arena;

@@ -20,7 +20,7 @@ foreign='
 ^jansson                traces/*|exec/*|cli/*|tests/*
 ^zlib                   traces/*|tests/*
 ^criterion/             tests/*
-^mpi                    exec/launch.c|exec/host*.c
+^mpi                    exec/launch.c|exec/host*.c|tests/gpu/*
 ^(cblas|openblas)       exec/host*.c
 ^(cuda|nccl|cublas|cudnn|nvtx)  exec/cuda*|exec/kernels*.cu|tests/gpu/*
 ^(time|sys/time)\.h     traces/*|sim/*|exec/*|cli/*|tests/*
