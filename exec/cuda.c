@@ -32,10 +32,9 @@ typedef struct td_cuda {
     cudaEvent_t mark, begun;    /* of an op that is being issued; of the step */
     int32_t running[DEPTH], n_running;
     bool timed;
-    cudaEvent_t *stamps;
-    int64_t n_stamps;
     cudaGraphExec_t *graphs; /* by key */
     int32_t n_graphs;
+    bool recording;
     void *arena, **staged;
     size_t arena_bytes;
     int32_t n_staged;
@@ -203,8 +202,8 @@ static td_status cuda_collective(void *self, int32_t op, int32_t chan,
                                  const td_collective_call *call, td_err *err)
 {
     td_cuda *c = self;
-    (void)op;
-    return td_cuda_comm_collective(c->comm, chan, call, c->queue.bf16, c->queue.stream, err);
+    return td_cuda_comm_collective(c->comm, chan, call, op < 0, c->queue.bf16, c->queue.stream,
+                                   err);
 }
 
 static void cuda_poll(void *self)
@@ -249,27 +248,24 @@ static td_op_time cuda_times(void *self, int32_t op)
     return (td_op_time){time_of(c, c->starts[op]), time_of(c, c->ends[op])};
 }
 
+static td_status cuda_stamps(void *self, int64_t n, td_err *err)
+{
+    const td_cuda *c = self;
+    return td_cuda_clock_stamps(c->clock, n, err);
+}
+
 static td_status cuda_stamp(void *self, int64_t k, td_err *err)
 {
-    td_status st = TD_OK;
-    td_cuda *c = self;
-    if (k >= c->n_stamps) {
-        cudaEvent_t *grown = realloc(c->stamps, (size_t)(2 * k + 64) * sizeof *grown);
-        if (grown == NULL)
-            TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for a fine trace", (int)c->rank));
-        c->stamps = grown;
-        for (const int64_t end = 2 * k + 64; c->n_stamps < end; c->n_stamps++)
-            TD_TRY(st, op_failed(c, -1, cudaEventCreate(&c->stamps[c->n_stamps]), err));
-    }
-    TD_TRY(st, op_failed(c, -1, cudaEventRecord(c->stamps[k], c->queue.stream), err));
-done:
-    return st;
+    const td_cuda *c = self;
+    return td_cuda_clock_stamp(c->clock, c->queue.stream, k, c->recording, err);
 }
 
 static double cuda_stamped(void *self, int64_t k)
 {
     td_cuda *c = self;
-    return time_of(c, c->stamps[k]);
+    double second = 0;
+    (void)td_cuda_clock_stamped(c->clock, k, &second, &c->failure);
+    return second + c->offset;
 }
 
 static double cuda_now(void *self)
@@ -296,6 +292,7 @@ static td_status cuda_record(void *self, int32_t key, td_err *err)
     TD_TRY(st,
            op_failed(c, -1, cudaStreamBeginCapture(c->queue.stream, cudaStreamCaptureModeRelaxed),
                      err));
+    c->recording = true;
 done:
     return st;
 }
@@ -305,7 +302,13 @@ static td_status cuda_recorded(void *self, int32_t key, td_err *err)
     td_status st = TD_OK;
     td_cuda *c = self;
     cudaGraph_t graph = NULL;
+    c->recording = false;
     TD_TRY(st, op_failed(c, -1, cudaStreamEndCapture(c->queue.stream, &graph), err));
+    if (c->graphs[key] != NULL) {
+        const cudaGraphExec_t before = c->graphs[key];
+        c->graphs[key] = NULL;
+        TD_TRY(st, op_failed(c, -1, cudaGraphExecDestroy(before), err));
+    }
     TD_TRY(st, op_failed(c, -1, cudaGraphInstantiate(&c->graphs[key], graph, 0), err));
     TD_TRY(st, op_failed(c, -1, cudaGraphUpload(c->graphs[key], c->queue.stream), err));
 done:
@@ -314,11 +317,16 @@ done:
     return st;
 }
 
-static td_status cuda_play(void *self, int32_t key, td_err *err)
+static td_status cuda_play(void *self, int32_t key, int64_t first_stamp, td_err *err)
 {
+    td_status st = TD_OK;
     const td_cuda *c = self;
-    return op_failed(c, c->running[c->n_running - 1],
-                     cudaGraphLaunch(c->graphs[key], c->queue.stream), err);
+    if (first_stamp >= 0)
+        TD_TRY(st, td_cuda_clock_count(c->clock, c->queue.stream, first_stamp, err));
+    TD_TRY(st, op_failed(c, c->running[c->n_running - 1],
+                         cudaGraphLaunch(c->graphs[key], c->queue.stream), err));
+done:
+    return st;
 }
 
 /* ---- kernels that are libraries' ---- */
@@ -402,6 +410,7 @@ static const td_kernels kernels = {
     .activation_backward = td_cuda_activation_backward,
     .embed = td_cuda_embed,
     .embed_backward = td_cuda_embed_backward,
+    .splice = td_cuda_splice,
     .loss_max = td_cuda_loss_max,
     .loss_sum = td_cuda_loss_sum,
     .loss_value = td_cuda_loss_value,
@@ -534,6 +543,7 @@ td_status td_cuda_open(td_arena *a, const td_program *p, int32_t rank, const cha
                             .poll = cuda_poll,
                             .step = cuda_step,
                             .times = cuda_times,
+                            .stamps = cuda_stamps,
                             .stamp = cuda_stamp,
                             .stamped = cuda_stamped,
                             .now = cuda_now,
@@ -576,9 +586,6 @@ void td_cuda_close(const td_device *device, bool failed)
     td_cuda_matmul_close(c->matmul);
     td_cuda_clock_close(c->clock);
     free(c->graphs);
-    for (int64_t i = 0; i < c->n_stamps; i++)
-        cudaEventDestroy(c->stamps[i]);
-    free(c->stamps);
     for (int32_t i = 0; i < c->stream->n_ops; i++) {
         cudaEventDestroy(c->starts[i]);
         cudaEventDestroy(c->ends[i]);
@@ -641,6 +648,9 @@ void td_cuda_tell(const td_device *device, struct json_t *rank)
     json_object_set_new(rank, "transfers",
                         json_pack("{s:i, s:i, s:s*}", "copy engine", (int)pairs.copy_engine, "nccl",
                                   (int)pairs.nccl, "why_nccl", pairs.why));
+    json_object_set_new(rank, "groups",
+                        json_pack("{s:i, s:i, s:s*}", "mapped memory", (int)pairs.mapped_groups,
+                                  "nccl", (int)pairs.nccl_groups, "why_nccl", pairs.why_group));
     if (c->no_attention[0] != '\0')
         json_object_set_new(rank, "attention", json_string(c->no_attention));
     if (c->no_monitor[0] != '\0')

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -19,6 +20,8 @@ static const double patience_s = 5; /* more than the kernel's */
 typedef struct {
     cudaEvent_t event;
     double at, error; /* seconds on the host's clock */
+    int round;        /* of its exchanges */
+    uint64_t ns;      /* on the GPU's timer; 0: not known */
 } mark;
 
 struct td_cuda_clock {
@@ -31,6 +34,11 @@ struct td_cuda_clock {
     int n_anchors;
     double rate; /* seconds of the host in a second of the GPU, between the anchors */
     double error;
+    /* Of the GPU's timer, where stamps are wanted: the last exchanges, the stamps and what number
+     * they count from, in the GPU's memory and as they were when last fetched. */
+    uint64_t *gpu_ns, *ns;
+    int64_t n_stamps;
+    double tick; /* seconds */
 };
 
 double td_cuda_clock_now(void)
@@ -83,6 +91,9 @@ void td_cuda_clock_close(td_cuda_clock *c)
         cudaStreamDestroy(c->stream);
     if (c->flags != NULL)
         cudaFreeHost((void *)c->flags);
+    if (c->gpu_ns != NULL)
+        cudaFree(c->gpu_ns);
+    free(c->ns);
 }
 
 /* ---- anchors ---- */
@@ -108,7 +119,8 @@ static td_status exchange(td_cuda_clock *c, mark *m, td_err *err)
     const CUdeviceptr answered =
         (CUdeviceptr)(uintptr_t)c->gpu_flags + offsetof(td_clock_flags, answered);
     double before, after;
-    TD_TRY(st, td_cuda_failed(td_cuda_clock_wait(c->stream, c->gpu_flags, round),
+    TD_TRY(st, td_cuda_failed(td_cuda_clock_wait(c->stream, c->gpu_flags, round,
+                                                 c->gpu_ns == NULL ? NULL : c->gpu_ns + m->round),
                               "the clock's kernel", err));
     TD_TRY(st, td_cuda_failed((int)cudaEventRecord(m->event, c->stream), "the clock's event", err));
     TD_TRY(st, td_cuda_memop_failed(c->ops.write(c->stream, answered, round, 0),
@@ -143,12 +155,26 @@ done:
     return st;
 }
 
+/* What the GPU has written of its timer. */
+static td_status fetch(td_cuda_clock *c, td_err *err)
+{
+    td_status st = TD_OK;
+    if (c->ns != NULL)
+        TD_TRY(st, td_cuda_failed((int)cudaMemcpy(c->ns, c->gpu_ns,
+                                                  (size_t)(ROUNDS + c->n_stamps) * sizeof *c->ns,
+                                                  cudaMemcpyDeviceToHost),
+                                  "fetching stamps", err));
+done:
+    return st;
+}
+
 td_status td_cuda_clock_anchor(td_cuda_clock *c, td_err *err)
 {
     td_status st = TD_OK;
     double between = 0;
     c->best.error = INFINITY;
     for (int i = 0; i < ROUNDS; i++) {
+        c->trial.round = i;
         TD_TRY(st, exchange(c, &c->trial, err));
         if (c->trial.error < c->best.error) {
             const mark beaten = c->best;
@@ -165,6 +191,8 @@ td_status td_cuda_clock_anchor(td_cuda_clock *c, td_err *err)
     c->best = unused;
     c->n_anchors += c->n_anchors < 2;
     c->error = fmax(c->error, c->last.error);
+    TD_TRY(st, fetch(c, err));
+    c->last.ns = c->ns == NULL ? 0 : c->ns[c->last.round];
     if (c->n_anchors == 2)
         TD_TRY(st, elapsed(&c->older, c->last.event, &between, err));
     if (between > 0)
@@ -188,5 +216,64 @@ done:
 
 double td_cuda_clock_error(const td_cuda_clock *c)
 {
-    return c->error;
+    return c->error + c->tick;
+}
+
+/* ---- stamps ---- */
+
+td_status td_cuda_clock_stamps(td_cuda_clock *c, int64_t n, td_err *err)
+{
+    td_status st = TD_OK;
+    const size_t places = (size_t)(ROUNDS + n + 1);
+    c->n_stamps = n;
+    c->ns = calloc(places, sizeof *c->ns);
+    if (c->ns == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the stamps of a fine trace"));
+    TD_TRY(st, td_cuda_failed((int)cudaMalloc((void **)&c->gpu_ns, places * sizeof *c->gpu_ns),
+                              "memory for stamps", err));
+    TD_TRY(st, td_cuda_failed((int)cudaMemset(c->gpu_ns, 0, places * sizeof *c->gpu_ns),
+                              "memory for stamps", err));
+    TD_TRY(st, td_cuda_failed((int)cudaDeviceSynchronize(), "memory for stamps", err));
+    TD_TRY(st, td_cuda_failed(td_cuda_clock_tick(c->stream, c->gpu_ns), "the GPU's timer", err));
+    TD_TRY(st, td_cuda_failed((int)cudaStreamSynchronize(c->stream), "the GPU's timer", err));
+    TD_TRY(st, fetch(c, err));
+    if (c->ns[0] == UINT64_MAX)
+        TD_TRY(st, td_fail(err, TD_RUN, "the GPU's timer stands still: no fine trace"));
+    c->tick = 1e-9 * (double)c->ns[0];
+done:
+    return st;
+}
+
+td_status td_cuda_clock_stamp(td_cuda_clock *c, void *stream, int64_t k, bool counted, td_err *err)
+{
+    if (k >= c->n_stamps)
+        return td_fail(err, TD_RUN, "no room for stamp %lld", (long long)k);
+    const uint64_t *first = counted ? c->gpu_ns + ROUNDS + c->n_stamps : NULL;
+    return td_cuda_failed(td_cuda_clock_write(stream, c->gpu_ns + ROUNDS + k, first), "a stamp",
+                          err);
+}
+
+td_status td_cuda_clock_count(td_cuda_clock *c, void *stream, int64_t first, td_err *err)
+{
+    return td_cuda_failed(
+        td_cuda_clock_begin(stream, c->gpu_ns + ROUNDS + c->n_stamps, (uint64_t)first), "a stamp",
+        err);
+}
+
+/*
+ * The timer is read in the same exchange as an event is recorded, so the same bound holds. An event
+ * comes a little after what the kernel before it did, there as behind a pass, so that the stamp at
+ * a pass's end and the event behind it give about the same second.
+ */
+td_status td_cuda_clock_stamped(const td_cuda_clock *c, int64_t k, double *out, td_err *err)
+{
+    td_status st = TD_OK;
+    const mark *from = c->older.ns != 0 ? &c->older : &c->last;
+    const double between = 1e-9 * (double)(int64_t)(c->last.ns - from->ns);
+    if (from->ns == 0 || k >= c->n_stamps)
+        TD_TRY(st, td_fail(err, TD_RUN, "stamp %lld was never made", (long long)k));
+    const double rate = between > 0 ? (c->last.at - from->at) / between : 1;
+    *out = from->at + rate * 1e-9 * (double)(int64_t)(c->ns[ROUNDS + k] - from->ns);
+done:
+    return st;
 }

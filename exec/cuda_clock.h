@@ -10,6 +10,9 @@
 #include "model/arena.h"
 #include "model/status.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
 typedef struct td_cuda_clock td_cuda_clock;
 
 td_status td_cuda_clock_open(td_arena *a, td_cuda_clock **out, td_err *err);
@@ -31,7 +34,23 @@ td_status td_cuda_clock_anchor(td_cuda_clock *c, td_err *err);
  */
 td_status td_cuda_clock_of(const td_cuda_clock *c, void *event, double *out, td_err *err);
 
-/* The largest error of the anchors so far, seconds. */
+/*
+ * Stamps, numbered 0 .. n - 1: kernels that write the GPU's own timer, so that they may stand in a
+ * graph, where an event tells no time. Anchors read that timer as well from now on: the anchor
+ * behind the stamps fetches them. Once.
+ */
+td_status td_cuda_clock_stamps(td_cuda_clock *c, int64_t n, td_err *err);
+
+/* Queues stamp k on `stream`; `counted`: stamp k of those that td_cuda_clock_count(), run before
+ * it, says the first number of. */
+td_status td_cuda_clock_stamp(td_cuda_clock *c, void *stream, int64_t k, bool counted, td_err *err);
+td_status td_cuda_clock_count(td_cuda_clock *c, void *stream, int64_t first, td_err *err);
+
+/* Seconds on the host's clock of stamp k, which lies between the last two anchors. */
+td_status td_cuda_clock_stamped(const td_cuda_clock *c, int64_t k, double *out, td_err *err);
+
+/* The largest error of the anchors so far, seconds; with stamps, and of what their timer moves by.
+ */
 double td_cuda_clock_error(const td_cuda_clock *c);
 
 #endif

@@ -20,10 +20,20 @@ extern "C" {
 #endif
 
 /*
- * Queues on `stream` (cudaStream_t) a kernel of one thread that says it is waiting and ends when
- * the host has asked, or after about a second. `flags` is the GPU's address. Returns a cudaError_t.
+ * Each queues on `stream` (cudaStream_t) a kernel of one thread, and returns a cudaError_t.
+ * Pointers are the GPU's. Times are of the GPU's own timer, nanoseconds since whenever.
  */
-int td_cuda_clock_wait(void *stream, td_clock_flags *flags, uint32_t round);
+
+/* Says it is waiting and ends when the host has asked, or after about a second. `ns` gets the time
+ * of that; NULL: nothing does. */
+int td_cuda_clock_wait(void *stream, td_clock_flags *flags, uint32_t round, uint64_t *ns);
+
+/* *at, or where `first` is not NULL at[*first], gets the time. */
+int td_cuda_clock_write(void *stream, uint64_t *at, const uint64_t *first);
+/* *first = value */
+int td_cuda_clock_begin(void *stream, uint64_t *first, uint64_t value);
+/* *ns gets the smallest step in which the timer is seen to move, UINT64_MAX if it stands still. */
+int td_cuda_clock_tick(void *stream, uint64_t *ns);
 
 #ifdef __cplusplus
 }

@@ -42,6 +42,7 @@ void td_cuda_embed(void *dev, const int32_t *tokens, const act *w, act *y, int64
                    int64_t first, int64_t n);
 void td_cuda_embed_backward(void *dev, const int32_t *tokens, const act *dy, float *dw,
                             int64_t rows, int64_t h, int64_t first, int64_t n);
+void td_cuda_splice(void *dev, act *region, const td_splices *s, bool into);
 /* db[n] += column sums of dy[rows, n] */
 void td_cuda_bias_gradient(void *dev, const act *dy, float *db, int64_t rows, int64_t n);
 /* y[rows, n] += bias[n] */

@@ -86,8 +86,11 @@ typedef struct td_device {
     td_status (*step)(void *self, bool begins, bool timed, td_err *err);
     /* When op `op` of the last step began and ended. */
     td_op_time (*times)(void *self, int32_t op);
-    /* Remembers under number k (0, 1, ...) when the running op got here; and says it after the
-     * step. */
+    /* Once, before the first step whose stamps count: they are numbered 0 .. n - 1. NULL where the
+     * device need not know. */
+    td_status (*stamps)(void *self, int64_t n, td_err *err);
+    /* Remembers under number k when the running op got here; and says it after a step that was
+     * timed. */
     td_status (*stamp)(void *self, int64_t k, td_err *err);
     double (*stamped)(void *self, int64_t k);
     /* Seconds on the shared clock, now. */
@@ -95,11 +98,13 @@ typedef struct td_device {
 
     /*
      * Recorded work, NULL where the device has none: what is issued between record() and
-     * recorded() is not run but kept under `key`, and runs as one piece in every play().
+     * recorded() is not run but kept under `key`, in place of what was there, and runs as one piece
+     * in every play(). Stamps in it count from 0 there, and from `first_stamp` where it is played;
+     * -1: there are none.
      */
     td_status (*record)(void *self, int32_t key, td_err *err);
     td_status (*recorded)(void *self, int32_t key, td_err *err);
-    td_status (*play)(void *self, int32_t key, td_err *err);
+    td_status (*play)(void *self, int32_t key, int64_t first_stamp, td_err *err);
 } td_device;
 
 #endif

@@ -86,6 +86,13 @@ int64_t td_driver_parts(const td_program *p, int32_t rank)
     return n;
 }
 
+/* A device may stamp parts by another clock than ops, tied to it up to its error: none leaves its
+ * op. */
+static double stamped_within(const td_driver *d, const td_op_time *op, int64_t stamp)
+{
+    return fmin(fmax(d->dev->stamped(d->dev->self, stamp), op->start), op->end);
+}
+
 /* Parts of the stage's passes have stamps between them. Elsewhere several parts (one a bucket) run
  * as one: they have no times of their own. */
 static void read_times(const td_driver *d, td_op_time *times, td_op_time *parts)
@@ -97,11 +104,13 @@ static void read_times(const td_driver *d, td_op_time *times, td_op_time *parts)
         const td_op *op = &d->stream->ops[i];
         const int64_t n = op->work < 0 ? 0 : d->p->works[op->work].n_flat;
         const bool pass = op->kind == TD_OP_FORWARD || op->kind == TD_OP_BACKWARD;
-        for (int64_t part = 0; part < n; part++, parts++)
-            *parts = pass     ? (td_op_time){dev->stamped(dev->self, d->first_stamp[i] + part),
-                                             dev->stamped(dev->self, d->first_stamp[i] + part + 1)}
+        for (int64_t part = 0; part < n; part++, parts++) {
+            const int64_t stamp = d->first_stamp[i] + part;
+            *parts = pass     ? (td_op_time){stamped_within(d, &times[i], stamp),
+                                             stamped_within(d, &times[i], stamp + 1)}
                      : n == 1 ? times[i]
                               : (td_op_time){0, 0};
+        }
     }
 }
 
@@ -189,20 +198,20 @@ static int32_t multiple(int32_t a, int32_t b)
     return m;
 }
 
-/*
- * Runs every pass once, on zeros, so that libraries load what they need; then records the passes of
- * every set of buffers that a microbatch can have. What this leaves in the buffers is overwritten
- * by the first step.
- */
-static td_status record_passes(td_driver *d, td_err *err)
+static td_status stamp_part(void *self, int64_t n_done, td_err *err)
+{
+    const td_driver *d = self;
+    return d->dev->stamp(d->dev->self, n_done, err);
+}
+
+/* Runs every pass once, on zeros, so that libraries load what they need. What this leaves in the
+ * buffers is overwritten by the first step. */
+static td_status run_passes(td_driver *d, td_err *err)
 {
     td_status st = TD_OK;
     const td_device *dev = d->dev;
     const td_stream *s = d->stream;
-    d->period = multiple(multiple(d->stage.n_slots, d->stage.n_inputs), 2);
-    bool *known = TD_NEW(d->a, bool, 2 * (int64_t)d->period), ran[2] = {false, false};
-    if (known == NULL)
-        TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for its passes", (int)d->rank));
+    bool ran[2] = {false, false};
     TD_TRY(st, dev->begin(dev->self, -1, err));
     for (int32_t i = 0; i < s->n_ops; i++) {
         const td_op *op = &s->ops[i];
@@ -212,6 +221,23 @@ static td_status record_passes(td_driver *d, td_err *err)
         TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, backward, nothing_done, NULL, err));
         ran[backward] = true;
     }
+    TD_TRY(st, dev->end(dev->self, -1, err));
+done:
+    return st;
+}
+
+/* Records the passes of every set of buffers that a microbatch can have, each with `done` behind
+ * every part. */
+static td_status record_passes(td_driver *d, td_part_done done, td_err *err)
+{
+    td_status st = TD_OK;
+    const td_device *dev = d->dev;
+    const td_stream *s = d->stream;
+    d->period = multiple(multiple(d->stage.n_slots, d->stage.n_inputs), 2);
+    bool *known = TD_NEW(d->a, bool, 2 * (int64_t)d->period);
+    if (known == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "rank %d: no memory for its passes", (int)d->rank));
+    TD_TRY(st, dev->begin(dev->self, -1, err));
     for (int32_t i = 0; i < s->n_ops; i++) {
         const td_op *op = &s->ops[i];
         if (!whole(d, i))
@@ -221,8 +247,8 @@ static td_status record_passes(td_driver *d, td_err *err)
             continue;
         known[td_driver_key(d, op)] = true;
         TD_TRY(st, dev->record(dev->self, td_driver_key(d, op), err));
-        TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, op->kind == TD_OP_BACKWARD,
-                                 nothing_done, NULL, err));
+        TD_TRY(st, td_stage_pass(&d->stage, op->work, op->mb, op->kind == TD_OP_BACKWARD, done, d,
+                                 err));
         TD_TRY(st, dev->recorded(dev->self, td_driver_key(d, op), err));
     }
     TD_TRY(st, dev->end(dev->self, -1, err));
@@ -233,11 +259,10 @@ done:
 /* Where the stamps of every op begin; does the rank update anything? */
 static void number_ops(td_driver *d)
 {
-    int64_t stamps = 0;
     for (int32_t i = 0; i < d->stream->n_ops; i++) {
         const td_op *op = &d->stream->ops[i];
-        d->first_stamp[i] = stamps;
-        stamps += op->work < 0 ? 0 : d->p->works[op->work].n_flat + 1;
+        d->first_stamp[i] = d->n_stamps;
+        d->n_stamps += op->work < 0 ? 0 : d->p->works[op->work].n_flat + 1;
         d->updates = d->updates || op->kind == TD_OP_ADAM;
     }
 }
@@ -308,13 +333,29 @@ td_status td_driver_open(td_arena *a, const td_program *p, int32_t rank, const t
     TD_TRY(st, list_sends(d, err));
     if (device->expect != NULL)
         TD_TRY(st, expect(d, err));
-    if (device->record != NULL && !d->idle)
-        TD_TRY(st, record_passes(d, err));
+    if (device->record != NULL && !d->idle) {
+        TD_TRY(st, run_passes(d, err));
+        TD_TRY(st, record_passes(d, nothing_done, err));
+    }
     td_driver_resume(d);
     *out = d;
 done:
     if (st != TD_OK)
         td_driver_close(d);
+    return st;
+}
+
+td_status td_driver_fine(td_driver *d, td_err *err)
+{
+    td_status st = TD_OK;
+    if (d->dev->stamps != NULL)
+        TD_TRY(st, d->dev->stamps(d->dev->self, d->n_stamps, err));
+    if (d->dev->record != NULL && !d->idle) {
+        TD_TRY(st, record_passes(d, stamp_part, err));
+        d->stamped = true;
+    }
+    td_driver_resume(d);
+done:
     return st;
 }
 

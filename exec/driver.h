@@ -34,13 +34,16 @@ void td_driver_close(td_driver *d);
 td_status td_driver_observe(td_driver *d, td_watch_slot *watch, const td_inject *inject,
                             td_err *err);
 
+/* Before the first step, on all ranks if on any: parts will be asked for. */
+td_status td_driver_fine(td_driver *d, td_err *err);
+
 /* Flattened parts of all compute ops of a rank. */
 int64_t td_driver_parts(const td_program *p, int32_t rank);
 
 /*
  * One training step. `step` counts all steps, warm-up included; `result`, `times` [ops of the
  * rank's stream; may be NULL] and `parts` [td_driver_parts(): those of the first compute op, then
- * of the next; may be NULL] are filled. Collective over all ranks.
+ * of the next; may be NULL, and is without td_driver_fine()] are filled. Collective over all ranks.
  */
 td_status td_driver_step(td_driver *d, int64_t step, td_step_result *result, td_op_time *times,
                          td_op_time *parts, td_err *err);

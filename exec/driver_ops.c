@@ -173,8 +173,9 @@ static td_status run_pass(td_driver *d, int32_t i)
 {
     const td_op *op = &d->stream->ops[i];
     d->running = i;
-    if (d->plays[i] && !d->fine)
-        return d->dev->play(d->dev->self, td_driver_key(d, op), d->err);
+    if (d->plays[i])
+        return d->dev->play(d->dev->self, td_driver_key(d, op), d->stamped ? d->first_stamp[i] : -1,
+                            d->err);
     return td_stage_pass(&d->stage, op->work, op->mb, op->kind == TD_OP_BACKWARD, part_done, d,
                          d->err);
 }

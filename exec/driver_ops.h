@@ -30,7 +30,9 @@ struct td_driver {
     bool *issued;         /* [n_ops] in this step */
     bool *plays;          /* [n_ops] a pass that was recorded */
     int64_t *first_stamp; /* [n_ops] */
-    int32_t *sends[2];    /* payload sends forward and backward, in order */
+    int64_t n_stamps;
+    bool stamped;      /* passes were recorded with their stamps */
+    int32_t *sends[2]; /* payload sends forward and backward, in order */
     int32_t n_sends[2], waited[2];
     td_mimo_config config;
     td_mimo_state *numbers; /* on the device */

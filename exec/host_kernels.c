@@ -381,6 +381,26 @@ static void loss_backward(void *dev, act *logits, const int32_t *target, const f
     }
 }
 
+/* Sample by sample: the rows of one stand together on both sides. */
+static void splice(void *dev, act *region, const td_splices *s, bool into)
+{
+    const int64_t end = s->first_row + s->rows;
+    (void)dev;
+    for (int32_t k = 0; k < s->n; k++) {
+        const td_splice *of = &s->of[k];
+        for (int64_t sample = s->first_row / s->seq; sample * s->seq < end; sample++) {
+            const int64_t begin = sample * s->seq + of->first, stop = begin + of->n;
+            const int64_t low = begin > s->first_row ? begin : s->first_row,
+                          high = stop < end ? stop : end;
+            float *here = (float *)region + (low - s->first_row) * s->h,
+                  *apart = (float *)of->rows + (sample * of->n + low - begin) * s->h;
+            if (low < high)
+                memcpy(into ? here : apart, into ? apart : here,
+                       (size_t)((high - low) * s->h) * sizeof *here);
+        }
+    }
+}
+
 /* ---- memory and the optimizer ---- */
 
 static void zero(void *dev, void *p, int64_t bytes)
@@ -509,6 +529,7 @@ const td_kernels td_host_kernels = {
     .loss_value = loss_value,
     .loss_backward = loss_backward,
     .zero = zero,
+    .splice = splice,
     .copy = copy,
     .fill_normal = fill_normal,
     .fill = fill,

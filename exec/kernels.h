@@ -24,6 +24,21 @@ typedef struct {
     bool causal;
 } td_attention_shape;
 
+/* Of a sample's rows in a sequence, those from `first` on are `n` rows that stand apart: `rows`
+ * holds them of every sample, [samples * n]. */
+typedef struct {
+    act *rows;
+    int64_t first, n;
+} td_splice;
+
+/* A region of a sequence that has `seq` rows a sample: `rows` of them, from row `first_row` of the
+ * first sample on. What is spliced into it does not overlap. */
+typedef struct {
+    int64_t first_row, rows, seq, h;
+    int32_t n;
+    td_splice of[TD_MAX_MODULES];
+} td_splices;
+
 typedef struct {
     /* y[rows, n] = x[rows, k] * w[n, k]^T + bias[n] (bias may be NULL) */
     void (*linear)(void *dev, const act *x, const act *w, const act *bias, act *y, int64_t rows,
@@ -76,6 +91,9 @@ typedef struct {
                   int64_t first, int64_t n);
     void (*embed_backward)(void *dev, const int32_t *tokens, const act *dy, float *dw, int64_t rows,
                            int64_t h, int64_t first, int64_t n);
+    /* Copies what is spliced into a region, as far as it is in it: `into` region[rows, h], or out
+     * of it. */
+    void (*splice)(void *dev, act *region, const td_splices *s, bool into);
 
     /*
      * Vocabulary-parallel cross-entropy over logits[rows, n] of the vocabulary's columns first ..

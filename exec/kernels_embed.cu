@@ -1,6 +1,6 @@
 /*
- * Rows looked up and given back. What is bound by memory reads every byte once; sums run in
- * an order that depends on the tokens alone, so that a run can be repeated bit by bit.
+ * Rows looked up, spliced in and given back. What is bound by memory reads every byte once; sums
+ * run in an order that depends on the tokens alone, so that a run can be repeated bit by bit.
  */
 #include "exec/kernels_lanes.cuh"
 
@@ -179,4 +179,59 @@ extern "C" void td_cuda_embed_backward(void *dev, const int32_t *tokens, const a
     const look_up u = {tokens, rows, h, first, n};
     if (rows > 0 && h > 0)
         launch[q->bf16][is_wide(q, h, address(dy) | address(dw))](q, &u, dy, dw);
+}
+
+/* ---- rows of encoders ---- */
+
+/* A block looks at rows of the region for one of those that are spliced into it. */
+template <typename T, int N>
+static __global__ void splice_rows(const __grid_constant__ td_splices s, T *region, bool into,
+                                   unsigned chunks)
+{
+    const td_splice of = s.of[blockIdx.y];
+    const int64_t row = tile_row(chunks, ROWS), i = tile_vector(chunks) * N;
+    int64_t sample = (s.first_row + row) / s.seq;
+    int64_t at = (s.first_row + row) % s.seq - of.first; /* among the rows that stand apart */
+    lanes<T, N> x[ROWS];
+    T *to[ROWS];
+    if (i >= s.h)
+        return;
+#pragma unroll
+    for (int k = 0; k < ROWS; k++) {
+        to[k] = NULL;
+        if (row + k < s.rows && at >= 0 && at < of.n) {
+            T *here = region + (row + k) * s.h + i;
+            T *apart = (T *)of.rows + (sample * of.n + at) * s.h + i;
+            x[k] = load<T, N>(into ? apart : here);
+            to[k] = into ? here : apart;
+        }
+        if (++at == s.seq - of.first) {
+            at = -of.first;
+            sample++;
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < ROWS; k++)
+        if (to[k] != NULL)
+            store(to[k], x[k]);
+}
+
+template <typename T, int N>
+static void launch_splice(const td_cuda_queue *q, const td_splices *s, act *region, bool into)
+{
+    const tiling t = tiling_of(s->rows, ROWS, s->h / N);
+    splice_rows<T, N><<<dim3(t.blocks, (unsigned)s->n), t.threads, 0, stream_of(q)>>>(
+        *s, (T *)region, into, t.chunks);
+}
+
+extern "C" void td_cuda_splice(void *dev, act *region, const td_splices *s, bool into)
+{
+    static void (*const launch[2][2])(const td_cuda_queue *, const td_splices *, act *, bool) =
+        TD_BY_TYPE(launch_splice);
+    const td_cuda_queue *q = queue_of(dev);
+    uintptr_t all = address(region);
+    for (int32_t k = 0; k < s->n; k++)
+        all |= address(s->of[k].rows);
+    if (s->n > 0 && s->rows > 0 && s->h > 0)
+        launch[q->bf16][is_wide(q, s->h, all)](q, s, region, into);
 }

@@ -5,21 +5,30 @@
  */
 #include "exec/kernels_lanes.cuh"
 
+#include <cuda_pipeline_primitives.h>
+
 static const float norm_epsilon = 1e-5F;
 
 enum {
-    ANY_THREADS = 256,      /* of a row of any width */
-    NORM_VECTORS = 4,       /* of a row that a thread of the norm keeps at most */
-    NORM_THREADS = 128,     /* of its block, unless a row needs more */
-    BACKWARD_THREADS = 512, /* likewise */
-    SUM_WARPS = 8,          /* that share the rows of a block's part of column sums */
-    SUM_BATCH = 4,          /* rows that each has under way */
-    SUM_BLOCKS = 4          /* of a multiprocessor: all run at once */
+    ANY_THREADS = 256,  /* of a row of any width */
+    NORM_VECTORS = 4,   /* of a row that a thread of the norm keeps at most */
+    NORM_THREADS = 128, /* of its block, unless a row needs more */
+    BACKWARD_ROWS = 15, /* that a block of the norm's backward has at once: a barrier for each */
+    SUM_WARPS = 8,      /* that share the rows of a block's part of column sums */
+    SUM_BATCH = 4,      /* rows that each has under way */
+    SUM_BLOCKS = 4      /* of a multiprocessor: all run at once */
 };
 
+/* Waits for the threads of this row alone: barrier 0 is that of the whole block. */
+static __device__ void row_barrier()
+{
+    asm volatile("bar.sync %0, %1;" : : "r"(1 + threadIdx.y), "r"(blockDim.x) : "memory");
+}
+
 /* Sums over the threads of this row, the same for all of them; a block is (threads of a row, rows)
- * wide. `turn`, 0 or 1, must change from call to call: one barrier then serves a call. */
-template <int K> static __device__ void row_sums(float (&sum)[K], int turn)
+ * wide. `turn`, 0 or 1, must change from call to call: one barrier then serves a call. APART: the
+ * block's rows do not wait for one another. */
+template <int K, bool APART = false> static __device__ void row_sums(float (&sum)[K], int turn)
 {
     __shared__ float warps[2][K][32];
     const int warp = (int)((threadIdx.y * blockDim.x + threadIdx.x) / 32);
@@ -31,7 +40,10 @@ template <int K> static __device__ void row_sums(float (&sum)[K], int turn)
         return;
     for (int k = 0; lane == 0 && k < K; k++)
         warps[turn][k][warp] = sum[k];
-    __syncthreads();
+    if (APART)
+        row_barrier();
+    else
+        __syncthreads();
     for (int k = 0; k < K; k++) {
         sum[k] = lane < of_row ? warps[turn][k][threadIdx.y * of_row + lane] : 0;
         for (int step = 16; step > 0; step /= 2)
@@ -247,6 +259,7 @@ static __global__ void __launch_bounds__(32 * SUM_WARPS, SUM_BLOCKS)
     const int64_t begin = blockIdx.y * rows_per_block;
     const int64_t end = min(c.rows, begin + rows_per_block);
     float sum[N] = {0};
+    cudaTriggerProgrammaticLaunchCompletion();
     for (int64_t row = begin + warp; i < c.n && row < end; row += SUM_WARPS * SUM_BATCH) {
         lanes<T, N> dy[SUM_BATCH];
 #pragma unroll
@@ -283,7 +296,8 @@ static __global__ void __launch_bounds__(32 * SUM_WARPS, SUM_BLOCKS)
     partial[blockIdx.y * c.n + column] = total;
 }
 
-/* y-th of (first, second)[n] += sums of partial[y][n_partials][n]; NULL: not wanted. */
+/* y-th of (first, second)[n] += sums of partial[y][n_partials][n]; NULL: not wanted. Its blocks
+ * come while the kernel that writes `partial` still runs, and wait here until that has ended. */
 static __global__ void __launch_bounds__(1024)
     add_partials(const float *partial, int n_partials, int64_t n, float *first, float *second)
 {
@@ -291,11 +305,14 @@ static __global__ void __launch_bounds__(1024)
     const int lane = (int)threadIdx.x, warp = (int)threadIdx.y;
     const int64_t column = (int64_t)blockIdx.x * 32 + lane;
     float *out = blockIdx.y == 0 ? first : second;
-    float sum = 0;
+    float sum = 0, before = 0;
     if (out == NULL)
         return;
+    if (warp == 0 && column < n)
+        before = out[column]; /* of kernels that ended before the other one began */
+    cudaGridDependencySynchronize();
     if (column < n)
-#pragma unroll 4
+#pragma unroll 8
         for (int p = warp; p < n_partials; p += 32)
             sum += partial[((int64_t)blockIdx.y * n_partials + p) * n + column];
     of_warp[warp][lane] = sum;
@@ -304,15 +321,23 @@ static __global__ void __launch_bounds__(1024)
         return;
     for (int w = 1; w < 32; w++)
         sum += of_warp[w][lane];
-    out[column] += sum;
+    out[column] = before + sum;
 }
 
 static void launch_add_partials(const td_cuda_queue *q, int64_t n_partials, int64_t n, float *first,
                                 float *second)
 {
-    const dim3 blocks(count_of(ceil_div(n, 32)), second != NULL ? 2 : 1);
-    add_partials<<<blocks, dim3(32, 32), 0, stream_of(q)>>>((const float *)q->workspace,
-                                                            (int)n_partials, n, first, second);
+    cudaLaunchAttribute early = {};
+    cudaLaunchConfig_t launch = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    launch.gridDim = dim3(count_of(ceil_div(n, 32)), second != NULL ? 2 : 1);
+    launch.blockDim = dim3(32, 32);
+    launch.stream = stream_of(q);
+    launch.attrs = &early;
+    launch.numAttrs = 1;
+    (void)cudaLaunchKernelEx(&launch, add_partials, (const float *)q->workspace, (int)n_partials, n,
+                             first, second);
 }
 
 /* How many partial sums of n columns the workspace holds, at most `wanted`. */
@@ -365,80 +390,90 @@ typedef struct {
     bool rms;
 } norm_backward_call;
 
-/* A thread's part of a row; with V > 1 the residual is read later, for there are no registers. */
-template <typename T, int N, int V> struct norm_row {
-    lanes<T, N> dy[V], x[V], residual[V];
-    row_stats stats;
+/*
+ * Rows under way: each thread copies its vectors of dy, x and the residual to places in shared
+ * memory that no other thread reads, so that they need no barrier, and no registers while they
+ * travel. A stage is ring[tensor][vector of a thread][thread of the block].
+ */
+template <int V> struct ring {
+    static const int stages = V == 1 ? 4 : 2; /* of which one is being worked on */
 };
 
+enum { OF_DY, OF_X, OF_RESIDUAL };
+
 template <typename T, int N, int V>
-static __device__ norm_row<T, N, V> fetch(norm_backward_call c, int64_t row)
+static __device__ void fetch(norm_backward_call c, int64_t row, uint4 *stage)
 {
-    norm_row<T, N, V> f = {};
-    if (row >= c.rows)
-        return f;
-    f.stats = stats_of(c.stats, row, c.rms);
+    const void *const from[] = {c.dy, c.x, c.residual};
+    const int block = (int)(blockDim.x * blockDim.y);
 #pragma unroll
     for (int k = 0; k < V; k++) {
-        const int i = (int)(threadIdx.x + k * blockDim.x) * N;
-        if (i >= c.h)
-            continue;
-        f.dy[k] = load<T, N>((const T *)c.dy + row * c.h + i);
-        f.x[k] = load<T, N>((const T *)c.x + row * c.h + i);
-        if (V == 1 && c.residual != NULL)
-            f.residual[k] = load<T, N>((const T *)c.residual + row * c.h + i);
+        const int64_t i = (int64_t)(threadIdx.x + k * blockDim.x) * N;
+#pragma unroll
+        for (int t = OF_DY; t <= OF_RESIDUAL; t++)
+            if (row < c.rows && i < c.h && from[t] != NULL)
+                __pipeline_memcpy_async(stage + (t * V + k) * block,
+                                        (const T *)from[t] + row * c.h + i, sizeof *stage);
     }
-    return f;
+    __pipeline_commit();
 }
 
-/* Sums of this block's columns to to[h]. Several rows at a time are summed in `shared`, which has
- * N * V floats for each thread. */
+/* Sums of this block's columns to to[h]. `shared` has N * V floats for each thread. */
 template <int N, int V>
 static __device__ void put_columns(const float (&sum)[V * N], int64_t h, float *shared, float *to)
 {
-    const int threads = (int)blockDim.x, rows = (int)blockDim.y;
+    const int threads = (int)blockDim.x, rows = (int)blockDim.y, width = threads * N * V;
     const int first = (int)threadIdx.x, row = (int)threadIdx.y;
-    if (rows == 1) {
+    __syncthreads(); /* `shared` is no longer read */
 #pragma unroll
-        for (int k = 0; k < V; k++) {
-            const int64_t i = (int64_t)(first + k * threads) * N;
-            for (int e = 0; e < N && i < h; e++)
-                to[i + e] = sum[k * N + e];
-        }
+    for (int k = 0; k < V; k++) {
+        const int i = (first + k * threads) * N;
+        if (rows == 1 && i < h)
+            store_floats<N>(to + i, sum + k * N);
+        for (int e = k * N; rows > 1 && e < (k + 1) * N; e += 4)
+            *(float4 *)(shared + row * width + i + e - k * N) =
+                make_float4(sum[e], sum[e + 1], sum[e + 2], sum[e + 3]);
+    }
+    if (rows == 1)
         return;
-    }
-#pragma unroll
-    for (int e = 0; e < V * N; e++)
-        shared[(row * V * N + e) * threads + first] = sum[e];
     __syncthreads();
-    for (int e = row; e < V * N; e += rows) {
-        const int64_t column = (int64_t)(first + e / N * threads) * N + e % N;
-        float total = 0;
-        for (int r = 0; r < rows; r++)
-            total += shared[(r * V * N + e) * threads + first];
-        if (column < h)
-            to[column] = total;
+    for (int64_t i = (row * threads + first) * 4; i < h; i += rows * threads * 4) {
+        float total[4] = {0};
+        for (int r = 0; r < rows; r++) {
+            float v[4];
+            load_floats<4>(shared + r * width + i, v);
+            for (int e = 0; e < 4; e++)
+                total[e] += v[e];
+        }
+        store_floats<4>(to + i, total);
     }
-    __syncthreads();
 }
 
 /*
  * With g = dy * w: dx = r * (g - mean(g) - xhat * mean(g * xhat)) + residual, RMSNorm without
- * mean(g). Rows go round the blocks, so that each thread sums the columns of dw and db that it sees
- * in registers: partial[0][block][h] and partial[1][block][h]. Where registers allow it the next
- * rows are under way meanwhile.
+ * mean(g). Rows go round the rows of threads, so that each thread sums the columns of dw and db
+ * that it sees in registers: partial[0][block][h] and partial[1][block][h].
  */
 template <typename T, int N, int V, bool BIAS>
-static __global__ void __launch_bounds__(1024)
+static __global__ void __launch_bounds__(1024, 1)
     norm_backward_rows(norm_backward_call c, float *partial)
 {
-    extern __shared__ float shared[];
-    const bool ahead = V == 1;
+    extern __shared__ uint4 shared[];
+    const int stages = ring<V>::stages, block = (int)(blockDim.x * blockDim.y);
+    const int stage = (c.residual != NULL ? 3 : 2) * V * block;
     const int64_t stride = (int64_t)gridDim.x * blockDim.y;
+    const int64_t row0 = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     const float per_h = 1 / (float)c.h;
+    uint4 *own = shared + threadIdx.y * blockDim.x + threadIdx.x;
     float of_w[V * N] = {0}, of_b[V * N] = {0}; /* of_b: only with BIAS */
     lanes<T, N> weight[V];
-    int turn = 0;
+    row_stats next = {0, 0};
+    int turn = 0, slot = 0;
+    cudaTriggerProgrammaticLaunchCompletion();
+    for (int k = 0; k < stages - 1; k++)
+        fetch<T, N, V>(c, row0 + k * stride, own + k * stage);
+    if (row0 < c.rows)
+        next = stats_of(c.stats, row0, c.rms);
 #pragma unroll
     for (int k = 0; k < V; k++) {
         const int i = (int)(threadIdx.x + k * blockDim.x) * N;
@@ -446,21 +481,25 @@ static __global__ void __launch_bounds__(1024)
         if (i < c.h)
             weight[k] = load<T, N>((const T *)c.w + i);
     }
-    norm_row<T, N, V> next = {};
-    if (ahead)
-        next = fetch<T, N, V>(c, (int64_t)blockIdx.x * blockDim.y + threadIdx.y);
-    for (int64_t row0 = (int64_t)blockIdx.x * blockDim.y; row0 < c.rows; row0 += stride) {
-        const int64_t row = row0 + threadIdx.y;
-        const norm_row<T, N, V> f = ahead ? next : fetch<T, N, V>(c, row);
-        const row_stats s = f.stats;
+    /* All rows of a block go round equally often, the last time perhaps for nothing: racecheck
+     * counts the barriers that a thread has passed, also those of its row alone. */
+    for (int64_t row = row0; row - threadIdx.y < c.rows; row += stride) {
+        const int before = (slot > 0 ? slot : stages) - 1; /* worked on in the last round */
+        const uint4 *at = own + slot * stage;
+        const row_stats s = next;
         float mean[2] = {0, 0}; /* of g, of g * xhat */
-        if (ahead)
-            next = fetch<T, N, V>(c, row + stride);
+        fetch<T, N, V>(c, row + (stages - 1) * stride, own + before * stage);
+        if (row + stride < c.rows)
+            next = stats_of(c.stats, row + stride, c.rms);
+        __pipeline_wait_prior(stages - 1);
 #pragma unroll
         for (int k = 0; k < V; k++) {
+            const int i = (int)(threadIdx.x + k * blockDim.x) * N;
             float dy[N], x[N], w[N];
-            unpack(f.dy[k], dy);
-            unpack(f.x[k], x);
+            if (i >= c.h || row >= c.rows)
+                continue;
+            unpack(lanes<T, N>{at[(OF_DY * V + k) * block]}, dy);
+            unpack(lanes<T, N>{at[(OF_X * V + k) * block]}, x);
             unpack(weight[k], w);
             for (int e = 0; e < N; e++) {
                 const float xhat = (x[e] - s.mean) * s.r, g = dy[e] * w[e];
@@ -471,34 +510,35 @@ static __global__ void __launch_bounds__(1024)
                 mean[1] += g * xhat;
             }
         }
-        row_sums<2>(mean, turn);
-        turn ^= 1;
+        row_sums<2, true>(mean, turn);
         mean[0] = c.rms ? 0 : mean[0] * per_h;
         mean[1] *= per_h;
 #pragma unroll
         for (int k = 0; k < V; k++) {
             const int i = (int)(threadIdx.x + k * blockDim.x) * N;
+            lanes<T, N> residual = {};
             float dy[N], x[N], w[N], dx[N];
-            if (row >= c.rows || i >= c.h)
+            if (i >= c.h || row >= c.rows)
                 continue;
-            unpack(f.dy[k], dy);
-            unpack(f.x[k], x);
+            if (c.residual != NULL)
+                residual.bits = at[(OF_RESIDUAL * V + k) * block];
+            unpack(lanes<T, N>{at[(OF_DY * V + k) * block]}, dy); /* registers are short */
+            unpack(lanes<T, N>{at[(OF_X * V + k) * block]}, x);
             unpack(weight[k], w);
-            if (V == 1 || c.residual == NULL)
-                unpack(f.residual[k], dx);
-            else
-                unpack(load<T, N>((const T *)c.residual + row * c.h + i), dx);
+            unpack(residual, dx);
             for (int e = 0; e < N; e++) {
                 const float xhat = (x[e] - s.mean) * s.r;
                 dx[e] += s.r * (dy[e] * w[e] - mean[0] - xhat * mean[1]);
             }
             store((T *)c.dx + row * c.h + i, packed<T, N>(dx));
         }
+        slot = slot + 1 < stages ? slot + 1 : 0;
+        turn ^= 1;
     }
     if (c.dw != NULL)
-        put_columns<N, V>(of_w, c.h, shared, partial + blockIdx.x * c.h);
+        put_columns<N, V>(of_w, c.h, (float *)shared, partial + blockIdx.x * c.h);
     if (BIAS)
-        put_columns<N, V>(of_b, c.h, shared, partial + (gridDim.x + blockIdx.x) * c.h);
+        put_columns<N, V>(of_b, c.h, (float *)shared, partial + (gridDim.x + blockIdx.x) * c.h);
 }
 
 /* A block's row of any width and on any border. */
@@ -536,18 +576,27 @@ static void launch_norm_backward_any(const td_cuda_queue *q, const norm_backward
     norm_backward_any<T><<<count_of(c->rows), ANY_THREADS, 0, stream_of(q)>>>(*c);
 }
 
+/*
+ * A block has a multiprocessor to itself, and few blocks make few partial sums: as few as go
+ * through the rows in as many rounds as all multiprocessors would need. A block without that place
+ * would begin when the others are done, so what remains free is left to communication.
+ */
 template <typename T, int N, int V, bool BIAS>
 static void launch_norm_backward_rows(const td_cuda_queue *q, const norm_backward_call *c)
 {
     const unsigned threads = threads_of_row(c->h / N, V);
-    const unsigned rows = threads < BACKWARD_THREADS ? BACKWARD_THREADS / threads : 1;
-    /* 64 registers a thread: 1024 threads fill a multiprocessor */
-    const int64_t resident = (int64_t)q->n_sm * (1024 / (threads * rows));
-    const int64_t n_blocks =
-        partials_that_fit(q, 2 * c->h, smaller(resident, ceil_div(c->rows, rows)));
-    const size_t shared_bytes = rows > 1 ? sizeof(float) * N * V * threads * rows : 0;
+    const int64_t room = partials_that_fit(q, 2 * c->h, q->n_sm);
+    const int64_t at_once =
+        smaller(smaller(1024 / threads, BACKWARD_ROWS), ceil_div(c->rows, room));
+    const int64_t rounds = ceil_div(c->rows, room * at_once);
+    const int64_t n_blocks = ceil_div(c->rows, rounds * at_once);
+    const int n_tensors = c->residual != NULL ? 3 : 2;
+    const int ring_bytes =
+        ring<V>::stages * n_tensors * V * (int)(threads * at_once * sizeof(uint4));
+    cudaFuncSetAttribute(norm_backward_rows<T, N, V, BIAS>,
+                         cudaFuncAttributeMaxDynamicSharedMemorySize, ring_bytes);
     norm_backward_rows<T, N, V, BIAS>
-        <<<count_of(n_blocks), dim3(threads, rows), shared_bytes, stream_of(q)>>>(
+        <<<count_of(n_blocks), dim3(threads, count_of(at_once)), ring_bytes, stream_of(q)>>>(
             *c, (float *)q->workspace);
     if (c->dw != NULL || c->db != NULL)
         launch_add_partials(q, n_blocks, c->h, c->dw, c->db);

@@ -374,40 +374,26 @@ static td_status embed_reduce(td_stage_run *s, const td_part *part)
     return collect(s, part, TD_REDUCE_SUM, s->side, first_input(s), TD_TYPE_ACT);
 }
 
-/* Copies a sample's rows [first, first + n) between the sequence and a bridge's buffer, as far as
- * they are in this region. */
-static void bridge_rows(td_stage_run *s, act *sequence, act *rows, int64_t sample, int64_t first,
-                        int64_t n, bool into)
+/* Rows of every encoder that feeds this stage, into the rows of the sequence from `first_row` on,
+ * or their gradients out of them. */
+static void splice(td_stage_run *s, act *region, int64_t first_row, int64_t rows,
+                   act *const *bridged, bool into)
 {
-    const int64_t seq = s->stage.module->seq, region = s->sp ? s->first_row : 0;
-    const int64_t begin = sample * seq + first, end = begin + n;
-    const int64_t low = begin > region ? begin : region,
-                  high = end < region + s->r ? end : region + s->r;
-    if (low >= high)
-        return;
-    act *there = at(s, sequence, (low - region) * s->h),
-        *here = at(s, rows, (sample * n + low - begin) * s->h);
-    k(s)->copy(dev(s), into ? here : there, into ? there : here,
-               (high - low) * s->h * (int64_t)s->e);
-}
-
-/* Rows of every encoder that feeds this stage, into the sequence, or their gradients out of it. */
-static void each_bridge(td_stage_run *s, act *sequence, act **rows, bool into)
-{
+    td_splices all = {.first_row = first_row, .rows = rows, .seq = s->stage.module->seq, .h = s->h};
     for (int32_t e = 0; e < s->pipe->n_edges; e++) {
         int32_t first, n;
         if (s->pipe->edges[e].dst != s->module || (!into && !s->pipe->edge_gradient[e]))
             continue;
         td_data_rows(s->stage.plan, s->pipe->edges[e].src, &first, &n);
-        for (int64_t i = 0; i < s->stage.samples; i++)
-            bridge_rows(s, sequence, rows[e], i, first, n, into);
+        all.of[all.n++] = (td_splice){.rows = bridged[e], .first = first, .n = n};
     }
+    k(s)->splice(dev(s), region, &all, into);
 }
 
 static td_status scatter(td_stage_run *s, const td_part *part)
 {
     (void)part;
-    each_bridge(s, first_input(s), s->bridged[s->mb & 1], true);
+    splice(s, first_input(s), s->sp ? s->first_row : 0, s->r, s->bridged[s->mb & 1], true);
     return TD_OK;
 }
 
@@ -416,17 +402,11 @@ static td_status embed_grad_gather(td_stage_run *s, const td_part *part)
     return gather(s, part, flow(s));
 }
 
+/* The whole sequence stands in `full`, whatever the region. */
 static td_status gather_rows(td_stage_run *s, const td_part *part)
 {
-    const int64_t r = s->r;
-    const bool sp = s->sp;
     (void)part;
-    act *whole = entered(s, flow(s));
-    s->r = s->t; /* the whole sequence stands in `full` */
-    s->sp = false;
-    each_bridge(s, whole, s->bridged_grad[s->mb & 1], false);
-    s->r = r;
-    s->sp = sp;
+    splice(s, entered(s, flow(s)), 0, s->t, s->bridged_grad[s->mb & 1], false);
     return TD_OK;
 }
 

@@ -339,6 +339,50 @@ Test(kernels, shards_of_an_embedding_add_up_to_the_whole_and_placeholders_are_ze
     expect(dw, want_dw, VOCAB * H, 1e-6, "dw of two calls");
 }
 
+TheoryDataPoints(kernels, whatever_is_spliced_into_a_region_comes_out_again) = {
+    DataPoints(int, 0, 3, 7, 9), DataPoints(int, 1, 4, 7, 12)};
+Theory((int first_row, int rows), kernels, whatever_is_spliced_into_a_region_comes_out_again)
+{
+    enum { SAMPLES = 3, SEQ = 7, H = 2, ONE = 2, TWO = 3 };
+    const float *one = floats(SAMPLES * ONE * H, 1), *two = floats(SAMPLES * TWO * H, 2);
+    float *whole = stale(SAMPLES * SEQ * H), *region = stale(rows * H);
+    float *one_back = copy_of(one, SAMPLES * ONE * H), *two_back = copy_of(two, SAMPLES * TWO * H);
+    td_splices all = {.rows = SAMPLES * SEQ,
+                      .seq = SEQ,
+                      .h = H,
+                      .n = 2,
+                      .of = {{one_back, 0, ONE}, {two_back, 4, TWO}}};
+    td_splices part = all;
+    part.first_row = first_row;
+    part.rows = rows;
+    const float *before = copy_of(whole, SAMPLES * SEQ * H);
+    k->splice(NULL, whole, &all, true);
+    for (int i = 0; i < SAMPLES * SEQ * H; i++) {
+        const int sample = i / H / SEQ, row = i / H % SEQ, at = i % H;
+        const float want = row < ONE ? one[(sample * ONE + row) * H + at]
+                           : row < 4 ? before[i]
+                                     : two[(sample * TWO + row - 4) * H + at];
+        cr_assert_eq(memcmp(&whole[i], &want, sizeof want), 0, "element %d", i);
+    }
+    memcpy(region, before + first_row * H, (size_t)(rows * H) * sizeof *region);
+    k->splice(NULL, region, &part, true);
+    cr_assert_eq(memcmp(region, whole + first_row * H, (size_t)(rows * H) * sizeof *region), 0);
+    for (int i = 0; i < SAMPLES * ONE * H; i++)
+        one_back[i] = -1;
+    for (int i = 0; i < SAMPLES * TWO * H; i++)
+        two_back[i] = -1;
+    k->splice(NULL, region, &part, false);
+    for (int row = 0; row < SAMPLES * SEQ; row++) {
+        const bool in = row >= first_row && row < first_row + rows;
+        const int sample = row / SEQ, at = row % SEQ;
+        if (at < ONE)
+            cr_assert_eq(one_back[(sample * ONE + at) * H], in ? one[(sample * ONE + at) * H] : -1);
+        if (at >= 4)
+            cr_assert_eq(two_back[(sample * TWO + at - 4) * H],
+                         in ? two[(sample * TWO + at - 4) * H] : -1);
+    }
+}
+
 Test(kernels, copied_and_zeroed_bytes_arrive_and_their_neighbours_stay)
 {
     const float *src = floats(6, 1), *before = floats(6, 2);

@@ -12,7 +12,7 @@ case ${1-} in
 esac
 out=${1:-build/gpu-bundle}
 limit_mib=60
-programs='tandem tandem-host tandem-cuda test-cuda-kernels'
+programs='tandem tandem-host tandem-cuda test-cuda-kernels test-cuda-collectives test-cuda-channels'
 # What the machine has (or what belongs to its driver): never carried. Shell patterns, by soname.
 theirs='linux-vdso* ld-linux* libc.so* libm.so* libdl.so* libpthread.so* librt.so* libgcc_s.so* libstdc++.so*
     libcuda.so* libcudart.so* libcublas* libnccl.so* libcudnn* libnvidia* libmpi.so* libopen-rte.so* libopen-pal.so*
@@ -81,7 +81,7 @@ cp -r examples/profiles "$out/share/tandem/profiles"
 cp -r examples/profiles "$out/examples/profiles"
 cp tests/oracle/numerics.json "$out/tests/oracle/"
 cp tests/exec/*.py "$out/tests/exec/"
-cp tests/gpu/*.sh tests/gpu/*.bash tests/gpu/*.py tests/gpu/README.md "$out/tests/gpu/"
+cp tests/gpu/*.sh tests/gpu/*.bash tests/gpu/*.py tests/gpu/*.hosts tests/gpu/README.md "$out/tests/gpu/"
 {
     git describe --always --dirty 2>/dev/null || echo 'no version'
     "$out/bin/tandem" --version 2>/dev/null || true

@@ -74,6 +74,7 @@ const td_kernels td_gpu_kernels = {
     .activation_backward = td_cuda_activation_backward,
     .embed = td_cuda_embed,
     .embed_backward = td_cuda_embed_backward,
+    .splice = td_cuda_splice,
     .loss_max = td_cuda_loss_max,
     .loss_sum = td_cuda_loss_sum,
     .loss_value = td_cuda_loss_value,

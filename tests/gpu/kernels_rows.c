@@ -77,8 +77,15 @@ static const td_shape norm_backward_shapes[] = {
     {.rows = 2048, .h = 4096, .rms = true, .extra = true, .frozen = true},
     {.rows = 576, .h = 1024, .extra = true, .timed = true},
     {.rows = 576, .h = 1024},
+    {.rows = 4096, .h = 4096, .rms = true, .extra = true, .timed = true, .only_timed = true},
+    {.rows = 4096, .h = 1024, .extra = true, .timed = true, .only_timed = true},
     {.rows = 1, .h = 4096, .rms = true},
     {.rows = 1, .h = 588, .extra = true},
+    {.rows = 2500, .h = 264, .extra = true}, /* as many rows at once as a block has barriers */
+    {.rows = 999, .h = 8, .rms = true, .extra = true},
+    {.rows = 140, .h = 5120, .rms = true},
+    {.rows = 271, .h = 8192, .extra = true},
+    {.rows = 400, .h = 8200, .rms = true, .extra = true}, /* two vectors of a thread, some none */
     {.rows = 17, .h = 588, .rms = true, .extra = true},
     {.rows = 17, .h = 588, .extra = true, .shifted = true},
     {.rows = 17, .h = 588, .frozen = true},
@@ -369,6 +376,60 @@ static void embed_backward_call(const td_kernels *k, void *dev, void *const p[],
     k->embed_backward(dev, p[0], p[1], p[2], s->rows, s->h, s->first, s->n);
 }
 
+/* ---- rows of encoders ---- */
+
+enum { SPLICE_REGION, SPLICE_ONE, SPLICE_TWO };
+
+/* Two encoders: `n` rows from the begin of a sample, half as many at its end. `back`: out of the
+ * region. `first` is the region's first row; of what is outside of it nothing may change. */
+static const td_shape splice_shapes[] = {
+    {.rows = 2048, .h = 4096, .seq = 2048, .n = 576, .timed = true},
+    {.rows = 2048, .h = 4096, .seq = 2048, .n = 576, .back = true, .timed = true},
+    {.rows = 96, .h = 588, .seq = 48, .n = 17},
+    {.rows = 96, .h = 588, .seq = 48, .n = 17, .back = true, .shifted = true},
+    {.rows = 50, .h = 64, .seq = 48, .n = 17, .first = 30},
+    {.rows = 7, .h = 33, .seq = 48, .n = 30, .first = 46, .back = true},
+    {.rows = 41, .h = 1, .seq = 5, .n = 2, .first = 3},
+    {.rows = 1, .h = 16384, .seq = 3, .n = 2, .first = 4},
+};
+
+static int64_t spliced_samples(const td_shape *s)
+{
+    return (s->first + s->rows + s->seq - 1) / s->seq;
+}
+
+static void splice_operands(td_trial *t, const td_shape *s)
+{
+    const int64_t parts[2] = {s->n, s->n / 2}, samples = spliced_samples(s);
+    static const char *const names[2] = {"one", "two"};
+    int64_t moved = 0;
+    for (int64_t row = s->first; row < s->first + s->rows; row++)
+        moved += row % s->seq < parts[0] || row % s->seq >= s->seq - parts[1];
+    td_operand *region =
+        td_trial_operand(t, s->back ? TD_IN : TD_INOUT, TD_OF_ACT, "region", s->rows, s->h, 1);
+    region->tolerance = 0;
+    region->touched = s->back ? moved * s->h : moved * s->h / 2; /* of INOUT, written only */
+    for (int k = 0; k < 2; k++) {
+        td_operand *o = td_trial_operand(t, s->back ? TD_INOUT : TD_IN, TD_OF_ACT, names[k],
+                                         samples * parts[k], s->h, 1);
+        const int64_t share = moved * s->h * parts[k] / (parts[0] + parts[1]);
+        o->tolerance = 0;
+        o->touched = s->back ? share / 2 : share;
+    }
+}
+
+static void splice_call(const td_kernels *k, void *dev, void *const p[], const td_shape *s)
+{
+    const td_splices all = {
+        .first_row = s->first,
+        .rows = s->rows,
+        .seq = s->seq,
+        .h = s->h,
+        .n = 2,
+        .of = {{p[SPLICE_ONE], 0, s->n}, {p[SPLICE_TWO], s->seq - s->n / 2, s->n / 2}}};
+    k->splice(dev, p[SPLICE_REGION], &all, !s->back);
+}
+
 /* ---- loss ---- */
 
 /* `variant` 1: every logit is negative. */
@@ -495,6 +556,7 @@ const td_kernel_row td_rows_kernels[] = {
     ROW(activation_backward, activation),
     ROW(embed, embed),
     ROW(embed_backward, embed),
+    ROW(splice, splice),
     {0},
 };
 

@@ -33,12 +33,20 @@ n_gpus() {
     fi
 }
 
+# What runs start with: nothing, or what makes two machines of this one.
+faces=()
+# two_faces RANKS: runs have their RANKS ranks on two machines from now on; one_face: no more
+two_faces() { faces=("$bundle/tests/gpu/two_faces.sh" "$1"); }
+one_face() { faces=(); }
+# Can there be two? Says why not.
+can_have_two_faces() { "$bundle/tests/gpu/two_faces.sh" 2 true 2>&1; }
+
 # run SECONDS ARGUMENTS...: runs tandem, bounded; $rc, $work/out, $work/err tell what it did.
 run() {
     local limit=$1
     shift
     ran="tandem $*"
-    timeout -k 10 "$limit" "$tandem" "$@" >"$work/out" 2>"$work/err" </dev/null
+    timeout -k 10 "$limit" "${faces[@]}" "$tandem" "$@" >"$work/out" 2>"$work/err" </dev/null
     rc=$?
     [ "$rc" != 124 ] || fail "$ran: still running after $limit s: $(tail -n 2 "$work/err")"
 }

@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # tests/gpu/run.sh BUNDLE OUT [PHASE...]
 # Tests tandem on this machine's GPUs from the folder that tests/gpu/bundle.sh made; all phases, or those named. OUT gets
-# summary.txt, kernels.txt, kernels.csv, plans.tar and logs.tar.gz. Exit: 0 nothing failed, 1 something did, 77 no GPU.
+# summary.txt, kernels.txt, kernels.csv, channels.csv, plans.tar and logs.tar.gz.
+# Exit: 0 nothing failed, 1 something did, 77 no GPU.
 # shellcheck disable=SC2317,SC2154 # phases are called by name; lib.bash sets what they share
 set -uo pipefail
 
 # phase, seconds it may take, what it shows
 phases='
 kernels    480 every kernel against the processor, and its speed
+collectives 240 collectives over mapped memory against the processor, and their speed beside that of NCCL
 numerics   400 whole steps against an independent program in float64
 layouts    300 the integration layouts that fit, at their published size, against the processor
+nodes      560 the same between two machines that are both this one
 checkpoint 180 saved on GPUs, continued there and on the processor
 failures   240 no GPU, too few, a rank that is killed
 tiny       240 1000 steps of the tiny LLaVA: the loss falls, memory does not grow
+channels   150 how many multiprocessors NCCL should have: collectives alone and beside products
 plans      600 the 7B plans that fit: times and traces
 sanitizer  500 memcheck and racecheck of a small plan and of the kernels on small shapes
 '
@@ -20,7 +24,7 @@ names() { awk 'NF { print $1 }' <<<"$phases"; }
 limit_of() { awk -v name="$1" '$1 == name { print $2 }' <<<"$phases"; }
 
 usage() {
-    sed -n '2,4s/^# //p' "$0"
+    sed -n '2,5s/^# //p' "$0"
     echo 'phases:'
     sed '/^$/d; s/^/  /' <<<"$phases"
     echo 'example: tests/gpu/run.sh build/gpu-bundle /tmp/gpu-results kernels numerics'
@@ -46,6 +50,22 @@ phase_kernels() {
     echo "$(grep -c '^FAILED: ' "$out/kernels.txt") kernels failed"
 }
 
+phase_collectives() {
+    local ranks
+    [ "$(n_gpus)" -ge 2 ] || skip "needs 2 GPUs, $(n_gpus) are there"
+    # gang SECONDS ARGUMENTS...: the program on $ranks GPUs
+    gang() {
+        timeout -k 5 "$1" mpirun --allow-run-as-root --oversubscribe --bind-to none --mca btl_vader_single_copy_mechanism none \
+            -np "$ranks" "$bundle/bin/test-cuda-collectives" "${@:2}" || fail "test-cuda-collectives on $ranks GPUs: exit $?"
+    }
+    for ranks in 2 4 8; do
+        [ "$ranks" -le "$(n_gpus)" ] || continue
+        gang 90
+        gang 60 --time --sweep --csv "$logs/collectives-$ranks.csv"
+    done
+    echo "collectives on up to $(n_gpus) GPUs"
+}
+
 phase_numerics() {
     python3 "$bundle/tests/gpu/numerics.py" "$tandem" "$(n_gpus)"
     local status=$?
@@ -69,28 +89,60 @@ END
     echo "$1: $off"
 }
 
-phase_layouts() {
-    local plan name needs
-    for plan in "$bundle"/examples/plans/*_[248]gpu.yaml; do
-        name=$(basename "$plan" .yaml)
-        sed -e "s#\.\./clusters#$bundle/examples/clusters#" -e 's/^precision: .*/precision: fp32/' "$plan" >"$work/$name.yaml"
-        "$tandem" check "$work/$name.yaml" --json >"$work/check.json" 2>/dev/null
-        needs=$(field "$work/check.json" 'r["world_size"]')
-        if [ "$needs" -gt "$(n_gpus)" ]; then
-            echo "$name: not run: needs $needs GPUs, $(n_gpus) are there"
-            continue
-        fi
-        run 60 run "$work/$name.yaml" --on host --steps 3 --warmup 0 --json --quiet
+# layout PLAN: its name, its ranks and the same in fp32 in $work/$name.yaml
+layout() {
+    name=$(basename "$1" .yaml)
+    sed -e "s#\.\./clusters#$bundle/examples/clusters#" -e 's/^precision: .*/precision: fp32/' "$1" >"$work/$name.yaml"
+    "$tandem" check "$work/$name.yaml" --json >"$work/check.json" 2>/dev/null
+    needs=$(field "$work/check.json" 'r["world_size"]')
+}
+# on_host: the losses of the layout on the processor are $whole
+on_host() {
+    run 60 run "$work/$name.yaml" --on host --steps 3 --warmup 0 --json --quiet
+    exits 0
+    [ "$rc" = 0 ] && whole=$(losses "$work/out")
+}
+# on_gpus PLAN SECONDS WHERE: on GPUs it has the same
+on_gpus() {
+    local plan precision tolerance
+    while read -r plan precision tolerance; do
+        run "$2" run "$plan" --on cuda --steps 3 --warmup 0 --json --quiet
         exits 0
         [ "$rc" = 0 ] || continue
-        whole=$(losses "$work/out")
-        run 60 run "$work/$name.yaml" --on cuda --steps 3 --warmup 0 --json --quiet
-        exits 0
-        [ "$rc" != 0 ] || same "$name on $needs GPUs in fp32" 1e-4 "$whole"
-        run 60 run "$plan" --on cuda --steps 3 --warmup 0 --json --quiet
-        exits 0
-        [ "$rc" != 0 ] || same "$name on $needs GPUs in bf16" 2e-3 "$whole"
+        same "$name on $3 in $precision" "$tolerance" "$whole"
+        [ ${#faces[@]} = 0 ] ||
+            holds "$work/out" 'any(k["transfers"].get("why_nccl") == "between machines" for k in r["ranks"])'
+    done <<<"$work/$name.yaml fp32 1e-4
+$1 bf16 2e-3"
+}
+
+phase_layouts() {
+    local plan name needs whole
+    for plan in "$bundle"/examples/plans/*_[248]gpu.yaml; do
+        layout "$plan"
+        if [ "$needs" -gt "$(n_gpus)" ]; then
+            echo "$name: not run: needs $needs GPUs, $(n_gpus) are there"
+        elif on_host; then
+            on_gpus "$plan" 60 "$needs GPUs"
+        fi
     done
+}
+
+phase_nodes() {
+    local plan name needs whole n why
+    n=$(n_gpus)
+    why=$(can_have_two_faces) || skip "$why"
+    for plan in "$bundle"/examples/plans/*_[248]gpu.yaml; do
+        layout "$plan"
+        if [ "$needs" -gt "$n" ]; then
+            echo "$name: not run: needs $needs GPUs, $n are there"
+        elif on_host; then
+            two_faces "$needs"
+            on_gpus "$plan" 120 "two machines of $((needs / 2)) of $n GPUs"
+            one_face
+        fi
+    done
+    nothing_left
 }
 
 # train NAME PLAN: a plan's times and trace
@@ -111,6 +163,15 @@ train() {
     rm -f "$work/$1.fine.json.gz" # large, and said in the shares
     "$tandem" predict "$2" --on ideal --json >"$work/$1.predicted.json" 2>/dev/null &&
         echo "$1: predicted $(field "$work/$1.predicted.json" '"%.2f ms" % (1e3 * r["step_s"])')"
+}
+
+phase_channels() {
+    local ranks
+    ranks=$(n_gpus)
+    [ "$ranks" -ge 2 ] || skip "needs 2 GPUs, $ranks are there"
+    [ "$ranks" -ge 4 ] && ranks=4 || ranks=2
+    mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$ranks" "$bundle/bin/test-cuda-channels" \
+        "$out/channels.csv" "$XDG_CACHE_HOME/tandem-products" 2>&1 </dev/null || fail "test-cuda-channels on $ranks GPUs"
 }
 
 phase_plans() {
@@ -274,7 +335,7 @@ ends() {
 start() {
     ran="tandem run $*"
     : >"$work/err"
-    "$tandem" run "$@" >"$work/out" 2>"$work/err" </dev/null &
+    "${faces[@]}" "$tandem" run "$@" >"$work/out" 2>"$work/err" </dev/null &
     child=$!
 }
 until_step() {
@@ -286,6 +347,32 @@ until_step() {
     ! grep -q "^step $1[ :]" "$work/err" || return 0
     fail "$ran: does not come to step $1 within 60 s: $(tail -n 2 "$work/err")"
     return 1
+}
+
+# A connection of NCCL's breaks between two machines: both ranks are there, and say it themselves.
+broken_link() {
+    local why said
+    if ! why=$(can_have_two_faces); then
+        echo "no connection is broken: $why"
+        return
+    fi
+    two_faces 2
+    start "$work/two.yaml" --on cuda --steps 1000000
+    if until_step 5; then
+        python3 "$bundle/tests/gpu/break_link.py" "$(process_of 0)" "$(process_of 1)" || fail "$ran: its connections are whole"
+        reap 10
+        exits 5
+        said=$(grep -v '^step' "$work/err" | grep -v '^\[') # MPI may say that a connection was reset
+        if [ "$(grep -cE '^tandem: rank [01] failed in step .* communicator of ranks .*: remote process exited or there was a network error' <<<"$said")" != 1 ] ||
+            [ "$(wc -l <<<"$said")" != 1 ]; then
+            fail "$ran: does not say in one line what broke off: $(head -n 3 <<<"$said")"
+        fi
+        echo "$ran: over $took_ms ms after a connection broke: $said"
+        nothing_left
+    else
+        reap 0
+    fi
+    one_face
 }
 
 phase_failures() {
@@ -323,6 +410,7 @@ phase_failures() {
         echo "stopped: $(grep -v '^step' "$work/err" | tail -n 1)"
         nothing_left
     fi
+    broken_link
 }
 
 # ---- one phase, or all ----

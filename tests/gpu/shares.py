@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """shares.py TRACE FINE [--json]: where the step's time goes, from a trace of parents and one of parts of the same plan.
 
-For every rank the share of the median step that each class of work takes, and what stands still. Parts are measured one
-by one (`--trace fine`, without graphs), so a class is its share of the fine pass times the pass as it ran in the graph.
+For every rank the share of the median step that each class of work takes, and what stands still. Parts are measured
+with a stamp between them (`--trace fine`), so a class is its share of the fine pass times the pass as it ran without stamps.
 """
 import collections
 import gzip
