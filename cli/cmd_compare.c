@@ -214,6 +214,15 @@ static void print_worst(const td_comparison *c)
     }
 }
 
+static void print_versions(const td_comparison *c)
+{
+    for (int32_t i = 0; i < c->n_versions; i++)
+        printf(
+            "The prediction's profile was measured with %s %s, this run with %s: its times may not "
+            "hold here.\n",
+            c->versions[i].what, c->versions[i].profile, c->versions[i].measured);
+}
+
 static void print_text(const td_comparison *c)
 {
     char low[32], high[32];
@@ -226,6 +235,7 @@ static void print_text(const td_comparison *c)
     else
         printf("; one measured step says nothing about noise");
     printf(".\n");
+    print_versions(c);
     print_path(c);
     print_kinds(c);
     print_parts(c);

@@ -4,6 +4,7 @@
 #include "cli/picture.h"
 #include "model/program_check.h"
 #include "model/text.h"
+#include "model/version.h"
 #include "sim/trace_out.h"
 #include "sim/uncertainty.h"
 
@@ -58,7 +59,31 @@ static void warn_memory(const answer *w)
         }
 }
 
-/* One line for each kind of node whose GPU is not the one that its profile was measured on. */
+/* What a cluster says that the profile contradicts, one line each. */
+static void warn_versions(const answer *w, const td_node_group *group, const td_profile *profile)
+{
+    const td_environment *e = &profile->environment;
+    const char *const measured[TD_N_LIBRARIES] = {[TD_LIBRARY_DRIVER] = e->driver,
+                                                  [TD_LIBRARY_CUDA] = e->cuda,
+                                                  [TD_LIBRARY_NCCL] = e->nccl,
+                                                  [TD_LIBRARY_CUDNN] = e->cudnn};
+    for (td_library i = 0; i < TD_N_LIBRARIES; i++) {
+        char there[64], then[64];
+        if (td_version_same(i, group->gpu.versions[i], measured[i]))
+            continue;
+        td_version_text(i, group->gpu.versions[i], there, sizeof there);
+        td_version_text(i, measured[i], then, sizeof then);
+        fprintf(stderr,
+                "warning: %s: its %s is `%s`, but profile %s was measured with `%s`: other "
+                "versions, other times\n",
+                w->plan->cluster->file, td_library_names[i],
+                td_text_show(w->a, there, strlen(there)), profile->name,
+                td_text_show(w->a, then, strlen(then)));
+    }
+}
+
+/* One line for each kind of node whose GPU is not the one that its profile was measured on, and for
+ * each of its versions. */
 static void warn_gpus(const answer *w)
 {
     const td_cluster *cluster = w->plan->cluster;
@@ -70,8 +95,20 @@ static void warn_gpus(const answer *w)
             fprintf(stderr, "warning: %s: its GPUs are `%s`, but profile %s is of `%s`\n",
                     cluster->file, td_text_show(w->a, gpu, strlen(gpu)), profile->name,
                     td_text_show(w->a, profile->gpu, strlen(profile->gpu)));
+        if (at.group != seen)
+            warn_versions(w, &cluster->groups[at.group], profile);
         seen = at.group;
     }
+}
+
+/* Who plans for a machine that is not there must say how many cores it will have. */
+static void warn_cores(const answer *w)
+{
+    if (w->p.cores_unknown >= 0)
+        fprintf(stderr,
+                "warning: %s: the cluster does not say how many `cores` the node of rank %d has: "
+                "predicted as if every rank had one of its own\n",
+                w->plan->cluster->file, (int)w->p.cores_unknown);
 }
 
 static void warn_notes(const answer *w)
@@ -93,18 +130,34 @@ static uint64_t peak_memory(const answer *w, int32_t rank)
     return s->module < 0 ? 0 : w->p.memory[s->module][s->pp_rank].total;
 }
 
+/* Model FLOPs that each class of ranks does in a step; NULL without memory. */
+static const double *class_flops(const answer *w)
+{
+    const td_timeline *t = w->p.timeline;
+    double *flops = TD_NEW(w->a, double, t->n_classes);
+    for (int32_t c = 0; flops != NULL && c < t->n_classes; c++) {
+        const td_stream *s = td_program_stream(w->program, t->rep[c]);
+        for (int32_t i = 0; i < s->n_ops; i++)
+            flops[c] += s->ops[i].work < 0 ? 0 : w->program->works[s->ops[i].work].flops;
+    }
+    return flops;
+}
+
 static json_t *ranks_json(const answer *w)
 {
+    const double *flops = class_flops(w);
     json_t *all = json_array();
     for (int32_t r = 0; r < w->program->world_size; r++) {
         const int32_t c = w->p.timeline->class_of[r];
         const td_rank_time *t = &w->p.class_time[c];
         json_array_append_new(all,
-                              json_pack("{s:i, s:f, s:f, s:f, s:f, s:I, s:f, s:f}", "rank", (int)r,
-                                        "busy_s", t->busy_s, "transfer_s", t->transfer_s,
+                              json_pack("{s:i, s:f, s:f, s:f, s:f, s:I, s:f, s:f, s:f}", "rank",
+                                        (int)r, "busy_s", t->busy_s, "transfer_s", t->transfer_s,
                                         "collective_s", t->collective_s, "bubble_s", t->bubble_s,
                                         "peak_memory_bytes", (json_int_t)peak_memory(w, r), "duty",
-                                        w->p.class_duty[c], "clock_factor", w->p.class_factor[c]));
+                                        w->p.class_clocks[c].heat, "clock_factor",
+                                        w->p.class_clocks[c].factor,
+                                        "flops", flops == NULL ? 0 : flops[c]));
     }
     return all;
 }
@@ -129,6 +182,13 @@ static json_t *notes_json(const td_cost_notes *notes)
     return all;
 }
 
+static json_t *shapes_json(const td_cost_notes *notes)
+{
+    return json_pack("{s:i, s:i, s:i}", "known", (int)notes->n_shapes[TD_SHAPE_KNOWN], "inside",
+                     (int)notes->n_shapes[TD_SHAPE_INSIDE], "outside",
+                     (int)notes->n_shapes[TD_SHAPE_OUTSIDE]);
+}
+
 /* null if none was asked for. */
 static json_t *interval_json(const td_uncertainty *u)
 {
@@ -148,6 +208,17 @@ static json_t *sensitivity_json(const td_uncertainty *u)
     return all;
 }
 
+/* null: every rank has a core, or a GPU, of its own. */
+static json_t *cores_json(const td_prediction *p)
+{
+    json_t *all = p->cores == NULL ? json_null() : json_array();
+    for (int32_t n = 0; p->cores != NULL && n < p->cores->n_nodes; n++)
+        json_array_append_new(all, json_pack("{s:i, s:i, s:i}", "node", (int)n, "ranks",
+                                             (int)(p->cores->first[n + 1] - p->cores->first[n]),
+                                             "cores", (int)p->cores->cores[n]));
+    return all;
+}
+
 static void print_json(const answer *w)
 {
     const td_prediction *p = &w->p;
@@ -160,12 +231,16 @@ static void print_json(const answer *w)
         ranks_json(w), "ops", (json_int_t)w->program->n_ops, "promoted_flows",
         (json_int_t)p->timeline->n_promoted, "wall_s", w->wall_s);
     json_object_set_new(out, "profile",
-                        json_pack("{s:s, s:s, s:s, s:s}", "name", profile->name, "trust",
+                        json_pack("{s:s, s:s, s:s, s:s, s:f}", "name", profile->name, "trust",
                                   td_trust_names[profile->trust], "gpu", profile->gpu, "source",
-                                  profile->source));
+                                  profile->source, "peak_flops_per_s",
+                                  w->plan->precision == TD_BF16 ? profile->bf16_flops_per_s
+                                                                : profile->fp32_flops_per_s));
     json_object_set_new(out, "interval", interval_json(&w->u));
     json_object_set_new(out, "sensitivity", sensitivity_json(&w->u));
     json_object_set_new(out, "extrapolated", notes_json(&p->notes));
+    json_object_set_new(out, "shapes", shapes_json(&p->notes));
+    json_object_set_new(out, "cores", cores_json(p));
     json_object_set_new(out, "folded", json_boolean(p->timeline->folded));
     json_object_set_new(out, "buffered_sends", json_boolean(p->timeline->buffered_sends));
     json_object_set_new(out, "simulated_ops", json_integer(p->timeline->n_simulated));
@@ -297,9 +372,18 @@ static void print_grounds(const answer *w)
         printf("  interval: %s\n", w->u.basis);
     printf("  %lld cost look-ups, %lld of them extrapolated (%d shapes)\n",
            (long long)p->notes.n_asked, (long long)p->notes.n_extrapolated, (int)p->notes.n);
+    printf("  products, attention and collectives: %d shapes as measured, %d between measurements, "
+           "%d outside them\n",
+           (int)p->notes.n_shapes[TD_SHAPE_KNOWN], (int)p->notes.n_shapes[TD_SHAPE_INSIDE],
+           (int)p->notes.n_shapes[TD_SHAPE_OUTSIDE]);
+    for (int32_t n = 0; p->cores != NULL && n < p->cores->n_nodes; n++)
+        if (p->cores->first[n + 1] - p->cores->first[n] > p->cores->cores[n])
+            printf("  node %d: %d ranks share %d cores\n", (int)n,
+                   (int)(p->cores->first[n + 1] - p->cores->first[n]), (int)p->cores->cores[n]);
     for (int32_t c = 0; c < t->n_classes; c++) {
-        lowest = c == 0 || p->class_factor[c] < lowest ? p->class_factor[c] : lowest;
-        highest = p->class_factor[c] > highest ? p->class_factor[c] : highest;
+        const double factor = p->class_clocks[c].factor;
+        lowest = c == 0 || factor < lowest ? factor : lowest;
+        highest = factor > highest ? factor : highest;
     }
     printf("  power: products and attention run %.1f to %.1f %% slower than at full clocks (%d "
            "rounds%s)\n",
@@ -412,6 +496,7 @@ static int run(int argc, char **argv)
                 w.plan->file);
     warn_memory(&w);
     warn_gpus(&w);
+    warn_cores(&w);
     warn_notes(&w);
     if (trace != NULL)
         TD_TRY(st, td_prediction_write(w.a, &w.p, trace, w.backend->name, detail != NULL, &err));

@@ -7,6 +7,7 @@
 #define TANDEM_MODEL_CLUSTER_H
 
 #include "model/diag.h"
+#include "model/version.h"
 
 typedef enum { TD_FABRIC_SINGLE, TD_FABRIC_RAIL, TD_FABRIC_FAT_TREE, TD_N_FABRICS } td_fabric_kind;
 extern const char *const td_fabric_names[TD_N_FABRICS]; /* single, rail, fat_tree */
@@ -19,7 +20,9 @@ typedef struct {
         const char *profile; /* as written: a shipped name or a path; NULL: the shipped profile for
                                 `name` */
         td_pos profile_at;
-        double memory_bytes; /* capacity of one GPU (memory_gib in the file) */
+        double memory_bytes;                  /* capacity of one GPU (memory_gib in the file) */
+        const char *versions[TD_N_LIBRARIES]; /* of the driver and libraries there; NULL: not
+                                                 told */
     } gpu;
     int32_t cores; /* per node; matters to `host`, whose ranks share them; 0: not given */
     double nvlink_bytes_per_s; /* one GPU's port, one direction */

@@ -29,6 +29,7 @@ typedef struct {
 typedef struct {
     const char *name, *profile;
     double memory_gib;
+    const char *driver, *cuda, *nccl, *cudnn;
 } gpu_source;
 
 typedef struct {
@@ -71,6 +72,9 @@ static const td_field node_fields[] = {
     LATENCY(node_source, nic_us, "nic_latency_us"),
     {0}};
 
+#define VERSION(member)                                                                            \
+    TD_TEXT(gpu_source, #member, member, "a version, in quotes where it reads as a number")
+
 static const td_field gpu_fields[] = {
     {.key = "name",
      .kind = TD_FIELD_TEXT,
@@ -85,6 +89,10 @@ static const td_field gpu_fields[] = {
      .high = MAX_GIB,
      .expected = "a number of GiB from 1e-3 to 1e6",
      .required = true},
+    VERSION(driver),
+    VERSION(cuda),
+    VERSION(nccl),
+    VERSION(cudnn),
     {0}};
 
 static const td_field fabric_fields[] = {{.key = "kind",
@@ -117,6 +125,10 @@ static void read_gpu(td_reader *r, const td_yaml *node, const char *path, td_nod
     out->gpu.profile = s.profile;
     out->gpu.profile_at = td_map_at(&map, "profile");
     out->gpu.memory_bytes = s.memory_gib * 1024.0 * 1024.0 * 1024.0;
+    out->gpu.versions[TD_LIBRARY_DRIVER] = s.driver;
+    out->gpu.versions[TD_LIBRARY_CUDA] = s.cuda;
+    out->gpu.versions[TD_LIBRARY_NCCL] = s.nccl;
+    out->gpu.versions[TD_LIBRARY_CUDNN] = s.cudnn;
 }
 
 static void read_node(td_reader *r, const td_yaml *node, const char *path, td_node_group *out,

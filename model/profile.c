@@ -2,7 +2,7 @@
  * Reads profiles: JSON (or YAML) with one measurement a line, so that a person can read and diff
  * it.
  *
- *     format: tandem-profile, version: 1, name, gpu, trust, source
+ *     format: tandem-profile, version: 1, name, gpu, backend, trust, source
  *     peak: {bf16_tflop_s, fp32_tflop_s, memory_gb_s, memory_gb, link_gb_s}      10^12 and 10^9
  *     kernel_gap_us
  *     efficiency: {gemm_fwd, gemm_dgrad, gemm_wgrad, attention_fwd, attention_bwd,
@@ -13,10 +13,11 @@
  *     memory: {copy, norm, adam, ...: {columns: [bytes, us], rows}}
  *     collectives: {all_reduce, ...: {ranks: [2, 4], rows: [bytes, us with 2 ranks, us with 4]}}
  *     overlap: {all_reduce, ...: {wait_us, transfer, compute}}
- *     duty: {columns: [busy, factor], rows}
- *     residuals: {gemm: [n, q05, q25, q50, q75, q95], ..., all_reduce: [...]}     of ln(measured /
- * fitted) errors: {kernel_gap_us, efficiency: {gemm_fwd, ...}, latency_us: {...}}     standard
- * errors environment: {driver, cuda, nccl, cudnn, date, clocks}
+ *     duty: {columns: [busy, factor], rows}                                      by mean heat
+ *     heat: {window_ms, attention, memory, collective}                           of td_heat
+ *     residuals: {gemm: [n, q05, q25, q50, q75, q95], ..., all_reduce: [...]} ln(measured/fitted)
+ *     errors: {kernel_gap_us, efficiency: {gemm_fwd, ...}, latency_us: {...}}    standard errors
+ *     environment: {driver, cuda, nccl, cudnn, date, clocks}
  *
  * Everything from `gemm` on is optional. Columns are written out so that rows explain themselves;
  * they are checked, not chosen.
@@ -33,6 +34,9 @@ const char *const td_trust_names[TD_N_TRUSTS] = {
     [TD_TRUST_PROVISIONAL] = "provisional",
     [TD_TRUST_CALIBRATED] = "calibrated",
 };
+
+const td_heat td_heat_usual = {
+    .window_s = 0.042, .attention = 0.88, .memory = 0.72, .collective = 1};
 
 /* ---- the sections ---- */
 
@@ -339,6 +343,15 @@ done:
     return st;
 }
 
+static td_status read_heat(const td_pv_reader *r, const td_yaml *node, td_heat *h)
+{
+    const td_pv_named numbers[] = {{"window_ms", TD_PV_POSITIVE, 1e-3, &h->window_s, false},
+                                   {"attention", TD_PV_SHARE, 1, &h->attention, false},
+                                   {"memory", TD_PV_SHARE, 1, &h->memory, false},
+                                   {"collective", TD_PV_SHARE, 1, &h->collective, false}};
+    return td_pv_numbers(r, node, "heat", numbers, 4);
+}
+
 static td_status read_errors(const td_pv_reader *r, const td_yaml *node, td_profile *p)
 {
     td_status st = TD_OK;
@@ -391,6 +404,7 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
         V,
         NAME,
         GPU,
+        BACKEND,
         TRUST,
         FROM,
         PEAK,
@@ -403,6 +417,7 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
         COLL,
         OVER,
         DUTY,
+        HEAT,
         RES,
         ERRORS,
         ENV
@@ -412,6 +427,7 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
                        [V] = {.key = "version", .required = true},
                        [NAME] = {.key = "name", .required = true},
                        [GPU] = {.key = "gpu", .required = true},
+                       [BACKEND] = {.key = "backend"},
                        [TRUST] = {.key = "trust", .required = true},
                        [FROM] = {.key = "source", .required = true},
                        [PEAK] = {.key = "peak", .required = true},
@@ -424,6 +440,7 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
                        [COLL] = {.key = "collectives"},
                        [OVER] = {.key = "overlap"},
                        [DUTY] = {.key = "duty"},
+                       [HEAT] = {.key = "heat"},
                        [RES] = {.key = "residuals"},
                        [ERRORS] = {.key = "errors"},
                        [ENV] = {.key = "environment"}};
@@ -433,6 +450,8 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
     TD_TRY(st, td_pv_expect(r, f[V].value, "version", "1"));
     TD_TRY(st, td_pv_text(r, f[NAME].value, "name", &p->name));
     TD_TRY(st, td_pv_text(r, f[GPU].value, "gpu", &p->gpu));
+    if (f[BACKEND].value != NULL)
+        TD_TRY(st, td_pv_text(r, f[BACKEND].value, "backend", &p->backend));
     TD_TRY(st, read_trust(r, f[TRUST].value, p));
     TD_TRY(st, td_pv_text(r, f[FROM].value, "source", &p->source));
     TD_TRY(st, read_peak(r, f[PEAK].value, p));
@@ -455,6 +474,9 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
         TD_TRY(st, read_by_collective(r, f[OVER].value, "overlap", read_overlap, p));
     if (f[DUTY].value != NULL)
         TD_TRY(st, td_pv_read_curve(r, f[DUTY].value, "duty", duty, 1, &p->duty));
+    p->heat = td_heat_usual;
+    if (f[HEAT].value != NULL)
+        TD_TRY(st, read_heat(r, f[HEAT].value, &p->heat));
     if (f[RES].value != NULL)
         TD_TRY(st, read_residuals(r, f[RES].value, p));
     if (f[ERRORS].value != NULL)
@@ -476,6 +498,7 @@ td_status td_profile_load(td_arena *a, const char *path, const td_profile **out,
     if (p == NULL || file == NULL)
         TD_TRY(st, td_pv_no_memory(&r));
     p->file = file;
+    p->backend = "";
     for (int32_t i = 0; i < TD_N_COLLS; i++)
         p->overlap[i] = (td_overlap){.transfer = 1, .compute = 1};
     p->environment = (td_environment){"", "", "", "", "", ""};

@@ -68,10 +68,23 @@ typedef struct {
     double collective[TD_N_COLLS];
 } td_by_work;
 
+/*
+ * How a power limit sees the work of a GPU. A product heats with 1, a resting GPU with 0, other
+ * work in between; what counts for the clock is the mean over an exponential window. On H200 under
+ * its limit of 700 W (passes of 10 to 45 ms after rests of 0 to 45 ms, a hundred of them) the
+ * window is 42 ms, attention heats 0.88, passes over memory 0.72, collectives like products.
+ */
+typedef struct {
+    double window_s;
+    double attention, memory, collective; /* in [0, 1] */
+} td_heat;
+extern const td_heat td_heat_usual; /* those of H200: where a profile does not say */
+
 /* Standard errors of what was fitted to measurements; 0 where that is not known. */
 typedef struct {
     double kernel_gap_s, memory_efficiency;
     td_by_work efficiency, latency_s;
+    td_heat heat;
 } td_fit_errors;
 
 /* Where and with what a profile was measured; "" where that was not recorded. */
@@ -81,6 +94,8 @@ typedef struct {
 
 typedef struct {
     const char *file, *name, *gpu, *source;
+    const char *backend; /* whose execution was measured: cuda, host; "" where that was not
+                            recorded, as for GPUs it need not be */
     td_trust trust;
     /* Datasheet peaks, dense. Physical bounds: no part may be predicted faster. */
     double bf16_flops_per_s, fp32_flops_per_s, memory_bytes_per_s, memory_bytes;
@@ -104,8 +119,9 @@ typedef struct {
     td_residuals coll_residuals[TD_N_COLLS];
     td_fit_errors errors;
     td_environment environment;
-    td_curve duty; /* share of time busy -> factor >= 1 on the time of a GEMM relative to low duty;
-                      n == 0: none */
+    td_curve duty; /* heat, its mean over `heat.window_s` -> factor >= 1 on the time of products and
+                      attention relative to full clocks; n == 0: none */
+    td_heat heat;
 } td_profile;
 
 /*

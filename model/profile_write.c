@@ -59,6 +59,10 @@ static void head(FILE *f, const td_profile *p)
     text(f, p->name);
     fprintf(f, ",\n  \"gpu\": ");
     text(f, p->gpu);
+    if (p->backend != NULL && p->backend[0] != '\0') {
+        fprintf(f, ",\n  \"backend\": ");
+        text(f, p->backend);
+    }
     fprintf(f, ",\n  \"trust\": \"%s\",\n  \"source\": ", td_trust_names[p->trust]);
     text(f, p->source);
     fprintf(
@@ -267,6 +271,10 @@ td_status td_profile_write(const td_profile *p, const char *path, td_err *err)
     if (p->duty.n > 0) {
         fputc(',', f);
         curve(f, "duty", "busy", "factor", &p->duty, 1, "  ");
+        fprintf(f,
+                ",\n  \"heat\": {\"window_ms\": %.9g, \"attention\": %.9g, \"memory\": %.9g, "
+                "\"collective\": %.9g}",
+                p->heat.window_s * 1e3, p->heat.attention, p->heat.memory, p->heat.collective);
     }
     residuals(f, p);
     if (p->trust == TD_TRUST_CALIBRATED)

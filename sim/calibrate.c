@@ -75,10 +75,14 @@ static void begin(job *j)
                       .name = j->o->name,
                       .gpu = j->o->gpu,
                       .source = j->o->source,
+                      .backend = j->s->measured ? j->s->backend
+                                 : b == NULL    ? ""
+                                                : b->backend,
                       .trust = TD_TRUST_CALIBRATED};
-    if (b == NULL) {
-        measured_peaks(j);
-    } else {
+    p->heat = td_heat_usual;
+    if (b != NULL) {
+        p->duty = b->duty;
+        p->heat = b->heat;
         p->bf16_flops_per_s = b->bf16_flops_per_s;
         p->fp32_flops_per_s = b->fp32_flops_per_s;
         p->memory_bytes_per_s = b->memory_bytes_per_s;
@@ -91,7 +95,7 @@ static void begin(job *j)
     }
     for (int32_t i = 0; i < TD_N_COLLS; i++)
         p->overlap[i] = (td_overlap){.transfer = 1, .compute = 1};
-    j->fp32 = p->bf16_flops_per_s == p->fp32_flops_per_s;
+    j->fp32 = b == NULL || b->bf16_flops_per_s == b->fp32_flops_per_s;
     p->environment = j->s->environment;
     const td_environment *given = &j->o->environment;
     const char **to[] = {&p->environment.driver, &p->environment.cuda, &p->environment.nccl,
@@ -533,7 +537,7 @@ static td_status judge(job *j)
             if (s->part.class != what || (!part && s->part.collective != coll))
                 continue;
             c->n_samples += s->n_samples;
-            c->n_shapes++;
+            c->n_shapes += s->n_samples > 0;
             c->n_beside += s->n_alone == 0;
             out->n_precision += counts(j, s) ? 0 : s->n_samples;
         }
@@ -547,11 +551,11 @@ static double at_rest(const td_calibration *c, const td_shape *s, const td_profi
 {
     double factor = 0;
     int32_t n = 0;
-    if (!is_shape(&s->part) || c->profile.duty.n > 0)
+    if (!is_shape(&s->part) || c->profile.duty.n > 0) /* taken out already */
         return s->alone_s;
     for (int32_t i = s->first; i < s->first + s->n; i++)
         if (c->samples->observations[i].beside == TD_BESIDE_NOTHING || s->n_alone == 0) {
-            factor += td_cost_duty_factor(against, c->samples->observations[i].duty);
+            factor += td_cost_clock_factor(against, c->samples->observations[i].heat);
             n++;
         }
     return s->alone_s * n / factor;
@@ -597,12 +601,13 @@ td_status td_calibrate(td_arena *a, int32_t n_sources, const td_calibrate_source
     if (j.x == NULL || j.y == NULL || j.scale == NULL)
         TD_TRY(st, no_memory(&j));
     begin(&j);
+    TD_TRY(st, td_calibrate_clocks(a, s, &out->profile, &out->gpu_time, err));
+    TD_TRY(st, td_samples_observe(a, s, err));
+    if (o->base == NULL)
+        measured_peaks(&j);
     TD_TRY(st, td_calibrate_overlap(a, s, &out->profile, err));
-    TD_TRY(st, td_calibrate_clocks(a, s, o->base != NULL, &out->profile.duty, &out->gpu_time, err));
     TD_TRY(st, fit_rooflines(&j));
     TD_TRY(st, tabulate(&j));
-    TD_TRY(st,
-           o->base == NULL ? TD_OK : td_calibrate_hot(a, n_sources, sources, &out->profile, err));
     TD_TRY(st, judge(&j));
     out->part_overhead_s = s->part_overhead_s;
     out->n_across = s->n_across;

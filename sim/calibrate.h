@@ -5,9 +5,10 @@
  * know that it works: the costs that went in come out.
  *
  * An observation is the median time of one shape (of a product, a pass over so many bytes, an
- * exchange of so many) on one rank of one trace. A shape's time is the median of its observations
- * while nothing else ran beside it, where there are such. An exchange begins when the last of its
- * members has issued it; before that they wait, which is not its time.
+ * exchange of so many) on one rank of one trace; of what cores ran, the lower quartile. A shape's
+ * time is the median of its observations while nothing else ran beside it, where there are such. An
+ * exchange begins when the last of its members has issued it; before that they wait, which is not
+ * its time.
  *
  * Nothing is invented: what no trace shows keeps the base's roofline, has no table, no overlap, no
  * duty curve, and says so by residuals of 0 samples.

@@ -9,7 +9,7 @@
 #include "sim/cost.h"
 
 /* What ran at the same time: nothing to speak of, exchanges of one kind (of a part) or kernels (of
- * an exchange) all the time, or anything else. */
+ * an exchange) all the time, or anything else: so count all times of ranks that shared cores. */
 enum { TD_BESIDE_NOTHING = -1, TD_BESIDE_PARTLY = TD_N_COLLS, TD_BESIDE_KERNELS };
 
 /* What costs are keyed by: a part, or an exchange as a part of class COLLECTIVE. */
@@ -25,21 +25,64 @@ typedef struct {
 typedef struct {
     int32_t shape, beside, source, rank, n;
     double s;    /* median of n */
-    double duty; /* share of the time that kernels run on the rank in that trace */
+    double heat; /* mean */
 } td_observation;
+
+/* One time of a shape, as a trace has it. */
+typedef struct {
+    int32_t shape, beside, source, rank;
+    double s;
+    double heat; /* mean heat of the GPU while it ran; of an exchange 0 */
+} td_sample;
+
+/* A spell of work: a part that was looked at, or a compute op (all of a prediction, since it
+ * stretches all of an op alike). */
+typedef struct {
+    double start_s, end_s;
+    uint8_t class;    /* of a part */
+    int64_t first, n; /* samples that were taken in it */
+    int32_t work;     /* of a compute op; -1 */
+    bool alone;       /* nothing of weight ran beside it */
+} td_spell;
+
+/* What one GPU did, in order of time. */
+typedef struct {
+    const td_program *program;
+    int32_t source, rank;
+    double begin_s, end_s; /* of the trace */
+    int64_t n;
+    td_spell *spells;
+} td_track;
+
+/* A work of a program in shapes. */
+typedef struct {
+    int32_t n;
+    int32_t *shape, *times; /* [n] what, and how often */
+} td_recipe;
 
 struct td_samples {
     int32_t n_shapes, n_observations, n_ranks;
     td_shape *shapes;
-    td_observation *observations; /* by shape, what ran beside, source, rank */
+    td_observation *observations; /* by shape, what ran beside, heat, source, rank */
+    int64_t n_samples;
+    td_sample *samples; /* by track and time */
+    int32_t n_tracks;
+    td_track *tracks;
+    td_recipe **recipes; /* [n_sources][n_works] of works that a track has as a whole */
     double part_overhead_s;
     int64_t n_across;
-    bool measured; /* by every source */
+    bool measured;        /* by every source */
+    const bool *on_cores; /* [sources] measured on a host */
+    const char *backend;  /* that ran all measured sources; "": none, or several */
     td_environment environment;
 };
 
+/* Tracks and samples; heats are not known yet. */
 td_status td_samples_read(td_arena *a, int32_t n, const td_calibrate_source *sources,
                           td_samples *out, td_err *err);
+
+/* Observations from the samples as they are now, and the times of shapes. Fails with TD_NOMEM. */
+td_status td_samples_observe(td_arena *a, td_samples *s, td_err *err);
 
 /* Median of a shape's observations beside `beside`, without the one at `but` (-1: none); < 0: no
  * observations. */
@@ -57,20 +100,15 @@ void td_samples_settle(td_samples *s, td_shape *shape);
 td_status td_calibrate_overlap(td_arena *a, td_samples *s, td_profile *p, td_err *err);
 
 /*
- * How busy GPUs slow down, and what one GPU takes over the median one: of products and attention
- * seen at different shares of time busy and on several ranks. Observations become those of the
- * lowest share. `gpu_time` [n_ranks], 0: not known. Fails with TD_NOMEM.
+ * How warm GPUs slow down (`p->heat`, `p->duty`), and what one GPU takes over the median one.
+ * Fitted to all times of products and attention and to all passes of traces without parts, which
+ * are the hottest: looking at parts leaves gaps. `p` holds what is likely beforehand, which stays
+ * where the traces do not tell otherwise; without a curve there nothing is fitted. Samples get
+ * their heat, and those of products and attention become those of full clocks. `gpu_time`
+ * [n_ranks], 0: not known. Fails with TD_NOMEM.
  */
-td_status td_calibrate_clocks(td_arena *a, td_samples *s, bool with_duty, td_curve *duty,
-                              const double **gpu_time, td_err *err);
-
-/*
- * Carries the duty curve on to shares that only traces without parts reach: their passes against
- * what the profile, which is whole otherwise, says that they take at rest. Fails as reading a trace
- * does.
- */
-td_status td_calibrate_hot(td_arena *a, int32_t n_sources, const td_calibrate_source *sources,
-                           td_profile *p, td_err *err);
+td_status td_calibrate_clocks(td_arena *a, td_samples *s, td_profile *p, const double **gpu_time,
+                              td_err *err);
 
 /* ---- fits ---- */
 

@@ -167,6 +167,7 @@ td_status td_times_read(td_arena *a, const td_calibrate_source *source, td_times
         if (out->ops[i].end_ns < out->ops[i].start_ns)
             TD_TRY(st, td_fail(err, TD_FILE, "%s: an op stands there twice, another is missing",
                                source->trace));
+    out->backend = meta.backend;
     out->predicted = strcmp(meta.trust, "measured") != 0;
     read_environment(a, &meta, environment);
 done:

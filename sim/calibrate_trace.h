@@ -10,6 +10,7 @@ typedef struct {
 
 typedef struct {
     const td_program *program;
+    const char *backend; /* that ran or predicted it */
     bool predicted;
     int32_t n_steps;
     int64_t n_ops, n_parts; /* of all ranks; n_parts 0: the trace is not a fine one */

@@ -19,9 +19,18 @@ const td_cost_model *td_cost_model_for(const td_profile *p)
     return measured ? &td_cost_table : &td_cost_roofline;
 }
 
-double td_cost_duty_factor(const td_profile *profile, double duty)
+double td_cost_clock_factor(const td_profile *profile, double heat)
 {
-    return profile->duty.n == 0 ? 1 : fmax(1, td_law_curve(&profile->duty, duty));
+    return profile->duty.n == 0 ? 1 : fmax(1, td_law_curve(&profile->duty, heat));
+}
+
+double td_cost_heat(const td_profile *profile, uint8_t class)
+{
+    const td_heat *h = &profile->heat;
+    return class == TD_PART_GEMM         ? 1
+           : class == TD_PART_ATTENTION  ? h->attention
+           : class == TD_PART_COLLECTIVE ? h->collective
+                                         : h->memory;
 }
 
 /* In the order of their first appearance. Without memory a note is lost; the count of calls is not.

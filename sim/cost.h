@@ -20,11 +20,30 @@ typedef struct td_cost_note {
     char why[96];  /* `outside the measured n 512..57344` */
     int64_t count;
 } td_cost_note;
+
+/* How near a price is to a measurement, of products, attention and communication between two ranks
+ * or more; passes over memory depend on nothing but their size and are not told apart. */
+typedef enum {
+    TD_SHAPE_KNOWN,   /* it is one: the shape was measured; of messages also what is smaller than
+                         the smallest measured, which takes as long as that */
+    TD_SHAPE_INSIDE,  /* between measured ones */
+    TD_SHAPE_OUTSIDE, /* extrapolated, or nothing of the kind was measured */
+    TD_N_SHAPE_KINDS
+} td_shape_kind;
+enum { TD_SHAPE_BUCKETS = 256, TD_SHAPE_NUMBERS = 8 };
+typedef struct td_cost_shape {
+    struct td_cost_shape *next;
+    const td_profile *profile;
+    int64_t numbers[TD_SHAPE_NUMBERS];
+} td_cost_shape;
+
 typedef struct {
     td_arena *arena;
     td_cost_note *head;
-    int32_t n;                       /* distinct notes */
-    int64_t n_asked, n_extrapolated; /* calls */
+    int32_t n;                          /* distinct notes */
+    int64_t n_asked, n_extrapolated;    /* calls */
+    int32_t n_shapes[TD_N_SHAPE_KINDS]; /* distinct prices of each kind */
+    td_cost_shape *shapes[TD_SHAPE_BUCKETS];
 } td_cost_notes;
 
 void td_cost_note_add(td_cost_notes *notes, const char *what, const char *why);
@@ -53,22 +72,22 @@ typedef struct {
                  td_cost_notes *notes);
 } td_cost_model;
 
+/* Counts a price once, however often it is asked for; `notes` may be NULL. sim/cost_shapes.c */
+void td_cost_shape_part(td_cost_notes *notes, const td_profile *profile, const td_part *part,
+                        td_shape_kind kind);
+void td_cost_shape_comm(td_cost_notes *notes, const td_profile *profile, const td_comm_query *query,
+                        td_shape_kind kind);
+
 extern const td_cost_model td_cost_roofline, td_cost_table;
 extern const td_cost_model *const td_cost_models[]; /* ends with NULL */
 
 /* The model a profile calls for: `table` if it has measurements, else `roofline`. */
 const td_cost_model *td_cost_model_for(const td_profile *profile);
 
-/*
- * A tensor-parallel collective heats a GPU less than products do, and more than nothing: its time
- * counts so much of theirs in the share of time busy. On H200, products between collectives (a
- * quarter of the time, four ranks) slowed down as if these counted 0.2 after two seconds, and ran
- * at 1720 MHz of 1980 in long steps (14 %, two ranks), as if they counted fully.
- */
-#define TD_COLLECTIVE_DUTY 0.5
+/* What a part of this class does to the heat of its GPU while it runs: td_heat. */
+double td_cost_heat(const td_profile *profile, uint8_t class);
 
-/* Factor (>= 1) on compute time of a GPU that is busy the share `duty` of the time, from the
- * profile's duty curve. */
-double td_cost_duty_factor(const td_profile *profile, double duty);
+/* Factor (>= 1) on the time of products and attention on a GPU of this mean heat. */
+double td_cost_clock_factor(const td_profile *profile, double heat);
 
 #endif

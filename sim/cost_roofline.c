@@ -18,6 +18,7 @@ static double part(const td_profile *profile, const td_part *p, td_cost_notes *n
         const double peak = td_law_peak(profile, p) * td_law_of_work(&profile->efficiency, p);
         s = fmax(td_law_flops(p) / peak, bytes_s) + td_law_of_work(&profile->latency_s, p);
     }
+    td_cost_shape_part(notes, profile, p, TD_SHAPE_OUTSIDE);
     return td_law_bound_part(profile, p, s);
 }
 
@@ -26,6 +27,7 @@ static void comm(const td_profile *profile, const td_comm_query *q, td_comm_cost
 {
     if (notes != NULL)
         notes->n_asked++;
+    td_cost_shape_comm(notes, profile, q, TD_SHAPE_OUTSIDE);
     *out = td_law_comm(profile, q);
 }
 

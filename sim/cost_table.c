@@ -341,6 +341,28 @@ static double bytes_part(const td_profile *p, const td_part *part, reason *why)
     return td_law_curve(c, bytes) * fmax(1, bytes / last);
 }
 
+static bool measured_shape(const td_profile *p, const td_part *part)
+{
+    const surface f = surface_of(p, part);
+    const sample q = query_of(part);
+    bool found = exact_attention(p, part) >= 0;
+    for (int32_t i = 0; part->class == TD_PART_GEMM && i < f.n && !found; i++) {
+        const sample s = f.row(p, i, part->pass);
+        found = s.s >= 0 && s.x == q.x && same_group(&s, &q);
+    }
+    return found;
+}
+
+static void count_part(td_cost_notes *notes, const td_profile *p, const td_part *part,
+                       const reason *why)
+{
+    if (notes != NULL && td_part_table[part->class].key == TD_KEY_SHAPE)
+        td_cost_shape_part(notes, p, part,
+                           why->text[0] != '\0'      ? TD_SHAPE_OUTSIDE
+                           : measured_shape(p, part) ? TD_SHAPE_KNOWN
+                                                     : TD_SHAPE_INSIDE);
+}
+
 static double part(const td_profile *p, const td_part *one, td_cost_notes *notes)
 {
     reason why = {""};
@@ -350,6 +372,7 @@ static double part(const td_profile *p, const td_part *one, td_cost_notes *notes
     const double s = td_part_table[one->class].key == TD_KEY_SHAPE ? shape_part(p, one, &why)
                                                                    : bytes_part(p, one, &why);
     note_part(notes, one, &why);
+    count_part(notes, p, one, &why);
     return td_law_bound_part(p, one, s);
 }
 
@@ -445,6 +468,29 @@ static void explain(const td_profile *p, const td_comm_query *q, reason *why)
     }
 }
 
+/* Profiles hold numbers to 9 digits. */
+static bool measured_size(const td_profile *p, const td_comm_query *q)
+{
+    const double bytes = (double)q->bytes;
+    bool found = false;
+    for (int32_t i = 0; i < p->n_collectives[q->coll]; i++) {
+        const td_coll_curve *c = &p->collectives[q->coll][i];
+        for (int32_t k = 0; k < c->time.n && c->ranks == q->ranks; k++)
+            found = found || fabs(c->time.x[k] - bytes) <= 1e-8 * bytes || bytes <= c->time.x[0];
+    }
+    return found;
+}
+
+static void count_comm(td_cost_notes *notes, const td_profile *p, const td_comm_query *q,
+                       const reason *why)
+{
+    if (notes != NULL)
+        td_cost_shape_comm(notes, p, q,
+                           why->text[0] != '\0'  ? TD_SHAPE_OUTSIDE
+                           : measured_size(p, q) ? TD_SHAPE_KNOWN
+                                                 : TD_SHAPE_INSIDE);
+}
+
 /*
  * Latency is what the smallest message takes. Links slower than those measured stretch the rest in
  * proportion. Across nodes there is only the closed form, with the efficiency reached inside one,
@@ -461,6 +507,7 @@ static void comm(const td_profile *p, const td_comm_query *q, td_comm_cost *out,
         return;
     explain(p, q, &why);
     note_comm(notes, q, &why);
+    count_comm(notes, p, q, &why);
     if (p->n_collectives[q->coll] == 0)
         return;
     const double alpha = in_node(p, q, 0);

@@ -312,7 +312,7 @@ static double price_part(const builder *b, int32_t profile, const shape *tp, con
     return price_comm(b, tp, (td_coll)part->collective, part->bytes, &slowest).total_s;
 }
 
-static td_work_cost sum_of(const td_work *w, const double *part_s)
+static td_work_cost sum_of(const td_profile *profile, const td_work *w, const double *part_s)
 {
     td_work_cost cost = {0};
     for (int32_t r = 0; r < w->n_runs; r++) {
@@ -323,9 +323,11 @@ static td_work_cost sum_of(const td_work *w, const double *part_s)
             *(class == TD_PART_COLLECTIVE ? &cost.collective_s : &cost.compute_s) += s;
             if (class == TD_PART_GEMM || class == TD_PART_ATTENTION)
                 cost.gemm_s += s;
+            cost.heat += s * td_cost_heat(profile, class);
         }
     }
     cost.total_s = cost.compute_s + cost.collective_s;
+    cost.heat = cost.total_s > 0 ? cost.heat / cost.total_s : profile->heat.memory;
     return cost;
 }
 
@@ -342,7 +344,7 @@ static td_status price_work(const builder *b, int32_t profile, int32_t work, int
     for (int32_t i = 0; i < w->n_parts; i++)
         part_s[i] =
             price_part(b, profile, tp_shape < 0 ? NULL : &b->c->shapes[tp_shape], &w->parts[i]);
-    price->cost = sum_of(w, part_s);
+    price->cost = sum_of(b->c->profiles[profile], w, part_s);
     price->part_s = part_s;
     return map_put(&b->c->works, b->arena, key, price) ? TD_OK : no_memory(b);
 }
@@ -568,7 +570,7 @@ static bool rescale_work(const rescaling *r, const entry *e)
         const td_priced what = priced_part(r->from, e->key, price, i, &query);
         part_s[i] = what.seconds * r->factor(r->self, &what);
     }
-    *out = (work_price){.cost = sum_of(w, part_s), .part_s = part_s};
+    *out = (work_price){.cost = sum_of(r->from->profiles[e->key[0]], w, part_s), .part_s = part_s};
     return map_put(&r->to->works, r->arena, e->key, out);
 }
 

@@ -10,10 +10,11 @@
 
 /* A work on one kind of GPU. */
 typedef struct {
-    double compute_s;    /* parts that are not collectives, before the duty factor */
-    double gemm_s;       /* of that: products and attention, which the duty factor stretches */
+    double compute_s;    /* parts that are not collectives, at full clocks */
+    double gemm_s;       /* of that: products and attention, which a lower clock stretches */
     double collective_s; /* tensor-parallel collectives inside, serial with the rest */
     double total_s;      /* compute_s + collective_s */
+    double heat;         /* mean over total_s, of td_heat: 1 for products */
 } td_work_cost;
 
 /* An op's communication alone on its links. */

@@ -50,6 +50,7 @@ static td_status set_up(const run *r, const td_fold *fold, td_loop *l, td_timeli
     l->program = r->p;
     l->fold = fold;
     l->all = r->o->flows == TD_FLOWS_ALL;
+    l->cores = r->o->cores;
     l->n_actors = n;
     for (int32_t rank = 0; rank < r->p->world_size; rank++)
         class_of[rank] = fold == NULL ? rank : fold->class_of[rank];
@@ -154,10 +155,10 @@ td_status td_engine_run(td_arena *a, const td_program *p, const td_topology *top
     if (r.tmp == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory to simulate %d ranks", p->world_size));
     TD_TRY(st, td_scripts_build(r.tmp, p, o->buffered_sends, &r.scripts, err));
-    TD_TRY(st, td_tariffs_build(r.tmp, p, r.scripts, prices, o->rank_factor, &r.tariffs, err));
+    TD_TRY(st, td_tariffs_build(r.tmp, p, r.scripts, prices, o->stretch, &r.tariffs, err));
     if (o->flows != TD_FLOWS_IDEAL)
         TD_TRY(st, find_flows(&r, err));
-    if (!o->no_fold && o->flows != TD_FLOWS_ALL)
+    if (!o->no_fold && o->flows != TD_FLOWS_ALL && o->cores == NULL)
         TD_TRY(st, td_fold_build(r.tmp, p, r.tariffs.of, r.tariffs.n, &fold, err));
     if (fold != NULL && fold->n_classes < p->world_size)
         TD_TRY(st, play(&r, fold, &t, err));

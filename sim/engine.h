@@ -6,7 +6,7 @@
  * of its links exceed what the link carries.
  *
  * What an op does in time:
- *   COMPUTE      runs for its price: (compute - gemm) + gemm * rank_factor + collective.
+ *   COMPUTE      runs for its price, stretched by what the clock does to it (`stretch`).
  *   SEND, RECV   start when both sides have issued them: `alpha_s` of latency, then `edge_bytes` at
  * the lone rate. EAGER_SEND   takes its lone time at once; its RECV ends when it has both been
  * issued and the message has arrived. GROUP        starts with the last member; latency, then one
@@ -14,6 +14,8 @@
  * before it on its lane has ended and its dependencies are met. Messages of at most TD_PACKET_BYTES
  * over an edge, eager messages included, are pure timers: they take their lone time and load no
  * link.
+ *
+ * Shared cores (sim/cores.h): a compute op runs at the rate that its rank gets of the node's cores.
  *
  * Mutual slow-down (td_op_cost.overlap): a transfer that is past its latency and has a member GPU
  * that computes runs at 1/transfer of its rate, and one that ends its latency beside a running
@@ -24,7 +26,7 @@
 #ifndef TANDEM_SIM_ENGINE_H
 #define TANDEM_SIM_ENGINE_H
 
-#include "sim/costs.h"
+#include "sim/cores.h"
 #include "sim/net.h"
 #include "sim/timeline.h"
 
@@ -52,10 +54,13 @@ typedef enum {
 
 typedef struct {
     td_flows flows;
-    const td_net *net;         /* needed from the first contention on; NULL there: TD_ABSENT */
-    bool no_fold;              /* simulate every rank by itself */
-    bool buffered_sends;       /* every SEND leaves at once, as an EAGER_SEND does */
-    const double *rank_factor; /* [world_size] on the gemm seconds of compute ops; NULL: 1 */
+    const td_net *net;   /* needed from the first contention on; NULL there: TD_ABSENT */
+    bool no_fold;        /* simulate every rank by itself */
+    bool buffered_sends; /* every SEND leaves at once, as an EAGER_SEND does */
+    /* [world_size][ops of the rank's stream] factor on the time of compute ops; NULL: 1. Ranks can
+     * only be alike where the pointers are equal. */
+    const double *const *stretch;
+    const td_cores *cores; /* whose cores ranks share, each simulated then; NULL: nobody does */
     double stall_s; /* wall seconds without progress after which the back-end is given up; 0: 120 */
 } td_engine_options;
 

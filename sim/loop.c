@@ -208,15 +208,40 @@ static double transfer_factor(const td_exchange *e)
     return e->n_busy > 0 && e->cost->overlap.transfer > 1 ? e->cost->overlap.transfer : 1;
 }
 
+/* What a rank takes because its node has fewer cores than ranks that compute. Actors are ranks
+ * here.
+ */
+static double crowding(const td_loop *l, const td_actor *actor)
+{
+    const int32_t node = l->cores->node_of[actor - l->actors];
+    return td_cores_factor(l->cores, node, l->n_computing[node]);
+}
+
+/* An actor begins (+1) or stops (-1) to need a core: others on its node may get another share. */
+static void core_touches(td_loop *l, int32_t a, int32_t change)
+{
+    const int32_t node = l->cores == NULL ? -1 : l->cores->node_of[a];
+    if (node < 0)
+        return;
+    const double before = td_cores_factor(l->cores, node, l->n_computing[node]);
+    l->n_computing[node] += change;
+    if (td_cores_factor(l->cores, node, l->n_computing[node]) == before)
+        return;
+    for (int32_t i = l->cores->first[node]; i < l->cores->first[node + 1]; i++)
+        mark_actor(l, i);
+}
+
 static double compute_factor(const td_loop *l, const td_actor *actor)
 {
+    const double *stretch = actor->tariff->stretch;
     double factor = 1;
     for (int lane = 0; l->overlap && lane < TD_N_LANES; lane++) {
         const int32_t x = actor->exchange[lane];
         if (x >= 0 && l->exchanges[x].phase == TD_X_FLUID)
             factor = fmax(factor, l->exchanges[x].cost->overlap.compute);
     }
-    return factor;
+    factor = stretch == NULL ? factor : factor * stretch[actor->op[TD_LANE_COMPUTE]];
+    return l->cores == NULL ? factor : factor * crowding(l, actor);
 }
 
 /* ---- compute ---- */
@@ -235,6 +260,7 @@ static void start_compute(td_loop *l, int32_t a, int32_t op)
     td_actor *actor = &l->actors[a];
     actor->op[TD_LANE_COMPUTE] = op;
     actor->point = actor->script->ops[op].point;
+    core_touches(l, a, 1);
     actor->pace = (td_pace){.origin = l->now, .factor = compute_factor(l, actor)};
     actor->start[op] = l->now;
     actor->computing = true;
@@ -254,6 +280,7 @@ static void compute_event(td_loop *l, int32_t a)
         actor->computing = false;
         actor->seq = 0;
         compute_touches(l, actor, -1);
+        core_touches(l, a, -1);
         end_op(l, a, op, actor->start[op]);
     }
 }
@@ -402,7 +429,7 @@ static void settle(td_loop *l)
     for (size_t i = 0; i < l->dirty_actors.n; i++) {
         const int32_t a = l->dirty_actors.items[i];
         td_actor *actor = &l->actors[a];
-        const double factor = compute_factor(l, actor);
+        const double factor = actor->computing ? compute_factor(l, actor) : 1;
         actor->dirty = false;
         if (actor->computing && factor != actor->pace.factor) {
             td_pace_change(&actor->pace, l->now, factor);
@@ -477,7 +504,9 @@ td_status td_loop_open(td_loop *l, td_arena *a, const td_script *scripts, const 
     l->free_exchange = -1;
     l->live = TD_NEW(a, int32_t, n_comms);
     uint16_t *n_waits = TD_NEW(a, uint16_t, l->n_ops);
-    if (l->live == NULL || n_waits == NULL)
+    if (l->cores != NULL)
+        l->n_computing = TD_NEW(a, int32_t, l->cores->n_nodes);
+    if (l->live == NULL || n_waits == NULL || (l->cores != NULL && l->n_computing == NULL))
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory to simulate %lld ops", (long long)l->n_ops));
     memset(l->live, 0xff, (size_t)n_comms * sizeof *l->live);
     for (int32_t i = l->n_actors - 1; i >= 0; i--) { /* from the last: `ready` is a stack */

@@ -9,6 +9,7 @@
 #ifndef TANDEM_SIM_LOOP_H
 #define TANDEM_SIM_LOOP_H
 
+#include "sim/cores.h"
 #include "sim/fold.h"
 #include "sim/heap.h"
 #include "sim/loads.h"
@@ -91,6 +92,8 @@ typedef struct {
     const td_program *program;
     const td_fold *fold;              /* NULL: every rank is an actor */
     td_loads *loads;                  /* NULL: links are infinite */
+    const td_cores *cores;            /* NULL: every actor has a core of its own */
+    int32_t *n_computing;             /* [nodes] ranks that compute, where they share cores */
     bool overlap;                     /* some transfers and compute slow each other down */
     bool all;                         /* every flow goes to the back-end */
     struct td_contention *contention; /* NULL until there is a back-end */

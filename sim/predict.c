@@ -1,78 +1,65 @@
-/* Price list, event loop, duty cycle, and the numbers a planner asks for. */
+/* Price list, event loop, clocks, and the numbers a planner asks for. */
 #include "sim/predict.h"
 #include "model/flops.h"
 
 #include <math.h>
 
-/* Rounds of schedule -> duty -> clock; the map is a contraction, a handful is enough. */
+/* Rounds of schedule -> heat -> clocks; the map is a contraction, a handful is enough. */
 enum { MAX_ROUNDS = 12 };
-static const double settled_at = 1e-4; /* change of any GPU's clock; the step moves by less */
+static const double settled_at = 1e-4; /* change of any op's clock; the step moves by less */
 
-/* Share of the step that kernels of one class of ranks run. */
-static double duty_of(const td_timeline *t, const td_costs *costs, int32_t class)
+/* The clocks that a timeline causes, by class; returns the largest change of any op's time. */
+static td_status clocks_of(td_arena *a, td_prediction *out, const double *const *stretch,
+                           double *moved, td_err *err)
 {
-    const int32_t rank = t->rep[class];
-    const td_stream *s = td_program_stream(t->program, rank);
-    double busy = 0;
-    for (int32_t i = 0; i < s->n_ops; i++)
-        if (s->ops[i].lane == TD_LANE_COMPUTE) {
-            const td_work_cost *w = td_costs_work(costs, rank, s->ops[i].work);
-            if (w->total_s > 0)
-                busy += (t->end[class][i] - t->start[class][i]) *
-                        (w->compute_s + TD_COLLECTIVE_DUTY * w->collective_s) / w->total_s;
-        }
-    return t->step_s > 0 ? busy / t->step_s : 0;
-}
-
-/* The clocks that the duty of a timeline causes, by class; returns the largest change of any
- * rank's. */
-static td_status clocks_of(td_arena *a, td_prediction *out, const double *factor, double *moved,
-                           td_err *err)
-{
+    td_status st = TD_OK;
     const td_timeline *t = out->timeline;
-    double *duty = TD_NEW(a, double, t->n_classes), *caused = TD_NEW(a, double, t->n_classes);
-    if (duty == NULL || caused == NULL)
-        return td_fail(err, TD_NOMEM, "no memory for duty cycles");
+    td_clocks *clocks = TD_NEW(a, td_clocks, t->n_classes);
+    if (clocks == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for clocks"));
     *moved = 0;
     for (int32_t c = 0; c < t->n_classes; c++) {
-        duty[c] = duty_of(t, out->costs, c);
-        caused[c] = td_cost_duty_factor(td_costs_profile(out->costs, t->rep[c]), duty[c]);
+        const double *before = stretch[t->rep[c]];
+        TD_TRY(st, td_clocks_of(a, t, out->costs, c, &clocks[c], err));
+        for (int32_t i = 0; i < td_program_stream(t->program, t->rep[c])->n_ops; i++)
+            *moved = fmax(*moved, fabs(clocks[c].stretch[i] - (before == NULL ? 1 : before[i])));
     }
-    for (int32_t r = 0; r < t->program->world_size; r++)
-        *moved = fmax(*moved, fabs(caused[t->class_of[r]] - factor[r]));
-    out->class_duty = duty;
-    out->class_factor = caused;
-    return TD_OK;
+    out->class_clocks = clocks;
+done:
+    return st;
 }
 
 /*
- * Runs the step again and again at the clocks that its own duty causes, until they stay; `factor`
- * holds those of the last run. The last timeline lives in `a`.
+ * Runs the step again and again at the clocks that its own heat causes, until they stay; `stretch`
+ * [world_size] holds those to begin with. The last timeline and the clocks that it causes live in
+ * `a`.
  */
 static td_status settle(td_arena *a, const td_topology *topo, const td_engine_options *e,
-                        double *factor, td_prediction *out, td_err *err)
+                        const double **stretch, td_prediction *out, td_err *err)
 {
     td_status st = TD_OK;
     const td_prices prices = td_prices_of(out->costs);
-    td_arena *round = NULL; /* one round's timeline */
+    td_arena *last = NULL, *round = NULL; /* each holds a timeline and the clocks that follow */
     out->settled = false;
     for (int32_t i = 0; i < MAX_ROUNDS && !out->settled; i++) {
         double moved = 0;
-        if (i > 0)
-            for (int32_t r = 0; r < out->program->world_size; r++)
-                factor[r] = out->class_factor[out->timeline->class_of[r]];
-        td_arena_free(round);
+        for (int32_t r = 0; i > 0 && r < out->program->world_size; r++)
+            stretch[r] = out->class_clocks[out->timeline->class_of[r]].stretch;
         round = td_arena_new();
         if (round == NULL)
             TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for a timeline"));
         TD_TRY(st, td_engine_run(round, out->program, topo, &prices, e, &out->timeline, err));
-        TD_TRY(st, clocks_of(round, out, factor, &moved, err));
+        TD_TRY(st, clocks_of(round, out, stretch, &moved, err));
+        td_arena_free(last); /* with the clocks of this run */
+        last = round;
+        round = NULL;
         out->n_rounds++;
         out->settled = moved < settled_at;
     }
-    td_arena_adopt(a, round);
-    round = NULL;
+    td_arena_adopt(a, last);
+    last = NULL;
 done:
+    td_arena_free(last);
     td_arena_free(round);
     return st;
 }
@@ -83,25 +70,25 @@ static td_status settle_clocks(td_arena *a, const td_topology *topo, const td_pr
 {
     td_status st = TD_OK;
     td_arena *first = td_arena_new();
-    double *factor = TD_NEW(a, double, out->program->world_size);
-    td_engine_options e = {.flows = TD_FLOWS_IDEAL, .rank_factor = factor};
-    if (factor == NULL || first == NULL)
+    const double **stretch = TD_NEW(a, const double *, out->program->world_size);
+    td_engine_options e = {.flows = TD_FLOWS_IDEAL, .stretch = stretch, .cores = out->cores};
+    if (stretch == NULL || first == NULL)
         TD_TRY(st,
                td_fail(err, TD_NOMEM, "no memory for %d clocks", (int)out->program->world_size));
-    for (int32_t r = 0; r < out->program->world_size; r++)
-        factor[r] = 1;
-    st = settle(first, topo, &e, factor, out, err);
+    st = settle(first, topo, &e, stretch, out, err);
     if (st == TD_RUN) { /* nothing but waits for one another can stop an ideal network */
         if (err != NULL)
             *err = (td_err){0};
         e.buffered_sends = true;
-        st = settle(first, topo, &e, factor, out, err);
+        st = settle(first, topo, &e, stretch, out, err);
     }
     TD_TRY(st, st);
     e.flows = o->flows;
     e.net = o->net;
     e.no_fold = o->no_fold;
-    TD_TRY(st, settle(a, topo, &e, factor, out, err));
+    for (int32_t r = 0; r < out->program->world_size; r++)
+        stretch[r] = out->class_clocks[out->timeline->class_of[r]].stretch;
+    TD_TRY(st, settle(a, topo, &e, stretch, out, err));
 done:
     td_arena_free(first);
     return st;
@@ -166,6 +153,7 @@ td_status td_predict(td_arena *a, const td_program *p, const td_predict_options 
     *out = (td_prediction){.program = p, .notes = {.arena = a}};
     TD_TRY(st, td_topology_build(a, p->plan->cluster, p->world_size, &topo, err));
     TD_TRY(st, td_costs_build(a, p, topo, &o->costs, &out->notes, &out->costs, err));
+    TD_TRY(st, td_cores_build(a, p, out->costs, &out->cores, &out->cores_unknown, err));
     TD_TRY(st, settle_clocks(a, topo, o, out, err));
     TD_TRY(st, remember_memory(a, p->plan, out, err));
     TD_TRY(st, summarize(a, p, out, err));

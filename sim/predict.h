@@ -7,6 +7,7 @@
 #define TANDEM_SIM_PREDICT_H
 
 #include "model/memory.h"
+#include "sim/clocks.h"
 #include "sim/engine.h"
 
 typedef struct {
@@ -51,11 +52,12 @@ typedef struct {
     const td_timeline *timeline;
     const td_costs *costs;
     td_cost_notes notes; /* what was extrapolated */
+    const td_cores *cores;  /* that ranks share; NULL: none does */
+    int32_t cores_unknown; /* a rank that might, were the cores of its node known; -1: none */
     double step_s, tokens_per_s, flops_per_step, mfu, bubble_fraction;
     const td_rank_time *class_time; /* [timeline->n_classes] */
-    const double *class_duty;       /* share of the step that kernels run; TD_COLLECTIVE_DUTY */
-    const double *class_factor;     /* on their time, for what that duty does to the clock */
-    int32_t n_rounds;               /* schedule -> duty -> clock, until nothing moves */
+    const td_clocks *class_clocks;  /* that the timeline causes */
+    int32_t n_rounds;               /* schedule -> heat -> clocks, until nothing moves */
     bool settled;
     td_critical_path path;
     const td_memory *const *memory; /* [n_modules][pp] */

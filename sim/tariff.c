@@ -10,6 +10,7 @@ typedef struct {
     const td_program *p;
     const td_script *scripts;
     const td_prices *prices;
+    const double *const *stretch;
     td_intern raw, content; /* by address; by what stands there */
     int32_t *tuple;
     size_t cap;
@@ -24,24 +25,14 @@ static size_t put(int32_t *tuple, size_t at, const void *value, size_t size)
     return at + size / sizeof *tuple;
 }
 
-/* Duration with the factor on products and attention; exactly the price when the factor is 1. */
-static double work_s(const td_work_cost *w, double factor)
+static double point_s(const builder *b, int32_t rank, const td_op *op, int32_t after_part)
 {
-    return factor == 1.0 ? w->total_s
-                         : (w->compute_s - w->gemm_s) + w->gemm_s * factor + w->collective_s;
-}
-
-static double point_s(const builder *b, int32_t rank, const td_op *op, int32_t after_part,
-                      double factor)
-{
-    const td_work_cost *w = b->prices->work(b->prices->self, rank, op->work);
+    const double whole = b->prices->work(b->prices->self, rank, op->work)->total_s;
     const double until = b->prices->work_until(b->prices->self, rank, op->work, after_part);
-    const double whole = work_s(w, factor);
-    const double at = factor == 1.0 || w->total_s <= 0 ? until : until * (whole / w->total_s);
-    return at < whole ? at : whole;
+    return until < whole ? until : whole;
 }
 
-static bool make(builder *b, int32_t rank, double factor, td_tariff *out)
+static bool make(builder *b, int32_t rank, td_tariff *out)
 {
     const td_script *s = &b->scripts[b->p->ranks[rank].stream];
     td_price *slot = TD_NEW(b->a, td_price, s->n_slots);
@@ -52,20 +43,23 @@ static bool make(builder *b, int32_t rank, double factor, td_tariff *out)
     for (int32_t i = 0; i < s->n_slots; i++) {
         const td_op *op = &s->stream->ops[s->slot_op[i]];
         if (op->chan < 0)
-            slot[i].work_s = work_s(b->prices->work(b->prices->self, rank, op->work), factor);
+            slot[i].work_s = b->prices->work(b->prices->self, rank, op->work)->total_s;
         else
             slot[i].cost = b->prices->op(b->prices->self, rank, op);
     }
     for (int32_t i = 0; i < s->n_ops; i++) {
         const td_script_op *op = &s->ops[i];
         for (int32_t k = op->point; k < s->ops[i + 1].point; k++)
-            points[k] = point_s(b, rank, &s->stream->ops[i], s->points[k].after_part, factor);
+            points[k] = point_s(b, rank, &s->stream->ops[i], s->points[k].after_part);
         if (op->chan >= 0 && op->role != TD_ROLE_EAGER_SEND && td_cost_flows(slot[op->slot].cost)) {
             flows_on[op->chan] |= (uint8_t)(1u << op->lane);
             b->any_overlap |= td_cost_overlaps(slot[op->slot].cost);
         }
     }
-    *out = (td_tariff){.slot = slot, .point_s = points, .flows_on = flows_on};
+    *out = (td_tariff){.slot = slot,
+                       .point_s = points,
+                       .flows_on = flows_on,
+                       .stretch = b->stretch == NULL ? NULL : b->stretch[rank]};
     return true;
 }
 
@@ -85,17 +79,19 @@ static int32_t content(builder *b, int32_t stream, const td_tariff *t)
             n = put(b->tuple, n, &c->edge_bytes, sizeof c->edge_bytes);
         }
     }
+    n = put(b->tuple, n, &t->stretch, sizeof t->stretch);
     n = put(b->tuple, n, t->point_s, (size_t)s->n_points * sizeof(double));
     return td_intern_get(&b->content, b->tuple, n);
 }
 
 /* What the rank's prices point to: ranks that agree in this need not be looked at again. */
-static int32_t addresses(builder *b, int32_t rank, double factor)
+static int32_t addresses(builder *b, int32_t rank)
 {
     const int32_t stream = b->p->ranks[rank].stream;
     const td_script *s = &b->scripts[stream];
     size_t n = put(b->tuple, 0, &stream, sizeof stream);
-    n = put(b->tuple, n, &factor, sizeof factor);
+    if (b->stretch != NULL)
+        n = put(b->tuple, n, &b->stretch[rank], sizeof *b->stretch);
     for (int32_t i = 0; i < s->n_slots; i++) {
         const td_op *op = &s->stream->ops[s->slot_op[i]];
         const void *price = op->chan < 0
@@ -123,13 +119,13 @@ static bool keep(builder *b, int32_t id, const td_tariff *t)
 }
 
 /* The colour of a rank, its tariff made if it is new; -1 without memory. */
-static int32_t colour(builder *b, int32_t rank, double factor, int32_t *colour_of_raw)
+static int32_t colour(builder *b, int32_t rank, int32_t *colour_of_raw)
 {
-    const int32_t n_raw = b->raw.n, raw = addresses(b, rank, factor);
+    const int32_t n_raw = b->raw.n, raw = addresses(b, rank);
     td_tariff t;
     if (raw < n_raw)
         return raw < 0 ? -1 : colour_of_raw[raw];
-    if (!make(b, rank, factor, &t))
+    if (!make(b, rank, &t))
         return -1;
     const int32_t n = b->content.n, id = content(b, b->p->ranks[rank].stream, &t);
     if (id < 0 || (id == n && !keep(b, id, &t)))
@@ -139,13 +135,18 @@ static int32_t colour(builder *b, int32_t rank, double factor, int32_t *colour_o
 }
 
 td_status td_tariffs_build(td_arena *a, const td_program *p, const td_script *scripts,
-                           const td_prices *prices, const double *rank_factor, td_tariffs *out,
+                           const td_prices *prices, const double *const *stretch, td_tariffs *out,
                            td_err *err)
 {
     td_status st = TD_OK;
-    builder b = {.a = a, .tmp = td_arena_new(), .p = p, .scripts = scripts, .prices = prices};
+    builder b = {.a = a,
+                 .tmp = td_arena_new(),
+                 .p = p,
+                 .scripts = scripts,
+                 .prices = prices,
+                 .stretch = stretch};
     for (int32_t s = 0; s < p->n_streams; s++) {
-        const size_t n = 8 + 14 * (size_t)scripts[s].n_slots + 2 * (size_t)scripts[s].n_points;
+        const size_t n = 10 + 14 * (size_t)scripts[s].n_slots + 2 * (size_t)scripts[s].n_points;
         b.cap = n > b.cap ? n : b.cap;
     }
     int32_t *of = TD_NEW(a, int32_t, p->world_size);
@@ -154,7 +155,7 @@ td_status td_tariffs_build(td_arena *a, const td_program *p, const td_script *sc
     if (of == NULL || colour_of_raw == NULL || b.tuple == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the prices of %d ranks", p->world_size));
     for (int32_t r = 0; r < p->world_size; r++) {
-        of[r] = colour(&b, r, rank_factor == NULL ? 1.0 : rank_factor[r], colour_of_raw);
+        of[r] = colour(&b, r, colour_of_raw);
         if (of[r] < 0)
             TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the prices of rank %d", r));
     }

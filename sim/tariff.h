@@ -9,7 +9,7 @@
 #include "sim/script.h"
 
 typedef union {
-    double work_s;          /* slots of compute ops, rank factor included */
+    double work_s;          /* slots of compute ops, at full clocks */
     const td_op_cost *cost; /* slots of ops with a channel */
 } td_price;
 
@@ -18,6 +18,7 @@ typedef struct {
     const double *point_s; /* [n_points]: from the compute op's start, <= its work_s */
     const uint8_t
         *flows_on; /* [n_chans]: bit l: flows that load links go out on lane l over the channel */
+    const double *stretch; /* [n_ops] of td_engine_options; NULL: 1 */
 } td_tariff;
 
 typedef struct {
@@ -40,7 +41,7 @@ static inline bool td_cost_overlaps(const td_op_cost *c)
 
 /* Fails with TD_NOMEM only. Prices that `prices` returns are referred to, not copied. */
 td_status td_tariffs_build(td_arena *a, const td_program *p, const td_script *scripts,
-                           const td_prices *prices, const double *rank_factor, td_tariffs *out,
+                           const td_prices *prices, const double *const *stretch, td_tariffs *out,
                            td_err *err);
 
 #endif

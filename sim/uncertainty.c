@@ -248,7 +248,7 @@ static void add_op(sampler *s, const td_path_op *at)
     const td_op *op = &td_program_stream(s->p->program, at->rank)->ops[at->op];
     const double whole =
         td_timeline_end(t, at->rank, at->op) - td_timeline_start(t, at->rank, at->op);
-    s->clock = s->p->class_factor[t->class_of[at->rank]];
+    s->clock = s->p->class_clocks[t->class_of[at->rank]].clock[at->op];
     s->lone_s = 0;
     td_costs_visit(s->p->costs, at->rank, op, s, add_lone);
     if (s->lone_s <= 0 || whole <= 0)
@@ -310,17 +310,29 @@ static double drawn_factor(void *self, const td_priced *w)
     return s->factors[s->order[s->next++]];
 }
 
-static td_status play(td_arena *a, const td_prediction *p, const td_costs *costs,
-                      const double *clocks, double *step_s, td_err *err)
+/* At the clocks of the prediction: other prices move the step, not the power. */
+static td_status play(td_arena *a, const td_prediction *p, const td_costs *costs, double *step_s,
+                      td_err *err)
 {
+    td_status st = TD_OK;
+    const td_timeline *now = p->timeline, *t = NULL;
     const td_prices prices = td_prices_of(costs);
+    const double **class = TD_NEW(a, const double *, now->n_classes),
+                 **stretch = TD_NEW(a, const double *, p->program->world_size);
+    if (class == NULL || stretch == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "no memory to simulate a step again"));
+    for (int32_t c = 0; c < now->n_classes; c++)
+        TD_TRY(st, td_clocks_stretch(a, costs, td_program_stream(p->program, now->rep[c]),
+                                     now->rep[c], p->class_clocks[c].clock, &class[c], err));
+    for (int32_t r = 0; r < p->program->world_size; r++)
+        stretch[r] = class[now->class_of[r]];
     const td_engine_options e = {.flows = TD_FLOWS_IDEAL,
-                                 .buffered_sends = p->timeline->buffered_sends,
-                                 .rank_factor = clocks};
-    const td_timeline *t = NULL;
-    const td_status st = td_engine_run(a, p->program, NULL, &prices, &e, &t, err);
-    if (st == TD_OK)
-        *step_s = t->step_s;
+                                 .buffered_sends = now->buffered_sends,
+                                 .stretch = stretch,
+                                 .cores = p->cores};
+    TD_TRY(st, td_engine_run(a, p->program, NULL, &prices, &e, &t, err));
+    *step_s = t->step_s;
+done:
     return st;
 }
 
@@ -329,12 +341,10 @@ static td_status resimulate(sampler *s, int32_t n, double *step_s, td_err *err)
     td_status st = TD_OK;
     const td_prediction *p = s->p;
     td_arena *one = td_arena_new();
-    double *clocks = TD_NEW(s->tmp, double, p->program->world_size), base = 0;
-    if (one == NULL || clocks == NULL)
+    double base = 0;
+    if (one == NULL)
         TD_TRY(st, td_fail(err, TD_NOMEM, "no memory to simulate a step again"));
-    for (int32_t r = 0; r < p->program->world_size; r++)
-        clocks[r] = p->class_factor[p->timeline->class_of[r]];
-    TD_TRY(st, play(one, p, p->costs, clocks, &base, err));
+    TD_TRY(st, play(one, p, p->costs, &base, err));
     gsl_rng_set(s->rng, SEED);
     for (int32_t i = 0; i < n; i++) {
         const td_costs *costs;
@@ -346,7 +356,7 @@ static td_status resimulate(sampler *s, int32_t n, double *step_s, td_err *err)
         draw(s);
         s->next = 0;
         TD_TRY(st, td_costs_rescaled(one, p->costs, s, drawn_factor, &costs, err));
-        TD_TRY(st, play(one, p, costs, clocks, &drawn, err));
+        TD_TRY(st, play(one, p, costs, &drawn, err));
         step_s[i] = base > 0 ? p->step_s * (drawn / base) : 0;
     }
 done:

@@ -495,6 +495,7 @@ td_status td_compare(td_arena *a, const char *predicted, const char *measured, d
     TD_TRY(st, compare_microbatches(j, err));
     TD_TRY(st, find_worst(j, err));
     TD_TRY(st, td_attribute(a, &j->x, (const double *const *)j->work_s, c, err));
+    TD_TRY(st, td_compare_versions(a, c, err));
     td_compare_say(c);
     *out = c;
 done:

@@ -22,6 +22,7 @@
 #ifndef TANDEM_TRACES_COMPARE_H
 #define TANDEM_TRACES_COMPARE_H
 
+#include "model/version.h"
 #include "traces/trace.h"
 
 #include <stdio.h>
@@ -156,6 +157,13 @@ typedef struct {
     double tolerance;
     bool ok;         /* |step.rel_error| <= tolerance */
     char text[2048]; /* the answer in words, one line */
+
+    /* Where the GPU, or the driver or a library of rank 0, is another than the profile was measured
+     * with; none where the traces do not tell. */
+    int32_t n_versions;
+    struct td_compare_version {
+        const char *what, *profile, *measured;
+    } versions[TD_N_LIBRARIES + 1];
 
     td_pair step; /* medians; noise: of the measured steps */
     int32_t n_steps[TD_N_SIDES], n_examined[TD_N_SIDES];

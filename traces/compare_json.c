@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-enum { MOST_MICROBATCHES = 4096, MOST_PATH_OPS = 4096 };
+enum { MOST_MICROBATCHES = 4096, MOST_PATH_OPS = 4096, MOST_STEPS = 4096 };
 
 static json_t *number(double x)
 {
@@ -38,10 +38,20 @@ static json_t *both(const double x[TD_N_SIDES])
                      number(x[TD_MEASURED]));
 }
 
+/* Every measured step, in order. */
+static json_t *measured_json(const td_side *s)
+{
+    json_t *all = json_array();
+    for (int32_t i = 0; i < s->n_steps && i < MOST_STEPS; i++)
+        json_array_append_new(all, number(s->step_s[i]));
+    return all;
+}
+
 static json_t *step_json(const td_comparison *c)
 {
     json_t *o = put_pair(json_object(), &c->step, false);
     set(o, "mad", number(c->step_mad_s));
+    set(o, "measured_each", measured_json(c->side[TD_MEASURED]));
     set(o, "interval_90", json_pack("[f, f]", c->step_low_s, c->step_high_s));
     set(o, "steps",
         json_pack("{s:i, s:i}", "predicted", (int)c->n_steps[TD_PREDICTED], "measured",
@@ -230,6 +240,20 @@ static json_t *worst_json(const td_comparison *c)
     return all;
 }
 
+/* What the profile was measured with and the measurement ran on, where they differ. */
+static json_t *versions_json(const td_comparison *c)
+{
+    json_t *all = json_array();
+    for (int32_t i = 0; i < c->n_versions; i++) {
+        json_t *o = json_object();
+        set(o, "what", text_of(c->versions[i].what));
+        set(o, "profile", text_of(c->versions[i].profile));
+        set(o, "measured", text_of(c->versions[i].measured));
+        json_array_append_new(all, o);
+    }
+    return all;
+}
+
 static json_t *side_json(const td_side *s)
 {
     json_t *o = json_object();
@@ -250,6 +274,7 @@ json_t *td_comparison_json(const td_comparison *c)
     set(o, "tolerance", number(c->tolerance));
     set(o, "summary", text_of(c->text));
     set(o, "step_s", step_json(c));
+    set(o, "versions", versions_json(c));
     set(o, "bubble_fraction", both(c->bubble_fraction));
     set(o, "by_kind", kinds_json(c));
     if (c->n_parts > 0)

@@ -122,6 +122,9 @@ td_status td_path_of(td_arena *a, const td_structure *x, const td_side *s, td_co
 td_status td_attribute(td_arena *a, const td_structure *x, const double *const work_s[TD_N_SIDES],
                        td_comparison *c, td_err *err);
 
+/* c->versions, from the metadata of both. TD_NOMEM. */
+td_status td_compare_versions(td_arena *a, td_comparison *c, td_err *err);
+
 /* c->text, from everything else. */
 void td_compare_say(td_comparison *c);
 

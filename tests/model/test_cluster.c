@@ -18,7 +18,8 @@ static const char mixed[] =
     "name: mixed\n"
     "groups:\n"
     "  - count: 2\n"
-    "    node: {gpus: 8, gpu: {name: H200, profile: ../h200.json, memory_gib: 140.5}, cores: 96,\n"
+    "    node: {gpus: 8, gpu: {name: H200, profile: ../h200.json, memory_gib: 140.5,\n"
+    "           driver: 580.159.04, cuda: \"13.0\", nccl: 2.28.3}, cores: 96,\n"
     "           nvlink_gb_s: 450, nvlink_latency_us: 2.5, nics: 4, nic_gb_s: 50, nic_latency_us: "
     "3}\n"
     "  - count: 1\n"
@@ -65,6 +66,10 @@ Test(cluster, file_is_read_as_written_in_bytes_and_seconds)
     cr_assert_str_eq(g->gpu.profile, "../h200.json");
     cr_assert_eq(g->gpu.profile_at.line, 4);
     cr_assert_eq(g->gpu.memory_bytes, 140.5 * 1073741824.0);
+    cr_assert_str_eq(g->gpu.versions[TD_LIBRARY_DRIVER], "580.159.04");
+    cr_assert_str_eq(g->gpu.versions[TD_LIBRARY_CUDA], "13.0");
+    cr_assert_str_eq(g->gpu.versions[TD_LIBRARY_NCCL], "2.28.3");
+    cr_assert_null(g->gpu.versions[TD_LIBRARY_CUDNN]);
     cr_assert_eq(g->nvlink_bytes_per_s, 450e9);
     cr_assert_float_eq(g->nvlink_latency_s, 2.5e-6, 1e-18);
     cr_assert_eq(g->nic_bytes_per_s, 50e9);

@@ -225,8 +225,8 @@ Test(calibrate, what_it_finds_predicts_the_traces_it_was_found_in)
     cr_assert_gt(duty->n, 2, "the busy plans tell a curve of clocks");
     for (int32_t i = 0; i < duty->n; i++)
         cr_expect_float_eq(duty->y[i],
-                           td_cost_duty_factor(h200, duty->x[i]) /
-                               td_cost_duty_factor(h200, duty->x[0]),
+                           td_cost_clock_factor(h200, duty->x[i]) /
+                               td_cost_clock_factor(h200, duty->x[0]),
                            0.01, "%g at %g", duty->y[i], duty->x[i]);
     td_drift drift[TD_N_PARTS + TD_N_COLLS];
     cr_assert_eq(td_calibration_drift(w.a, &c, &c.profile, drift, &err), TD_OK);

@@ -113,6 +113,44 @@ Test(cost, a_measured_shape_takes_exactly_the_measured_time_and_no_note)
     cr_assert_gt(notes.n_asked, 400);
 }
 
+Test(cost, every_price_is_counted_once_as_measured_between_or_outside)
+{
+    const td_profile *p = shipped("h200"), *sheet = shipped("b200");
+    td_cost_notes notes = {.arena = arena}, other = {.arena = arena};
+    const td_gemm_row *g = &p->gemms[0], *most = &p->gemms[p->n_gemms - 1];
+    const td_attention_row *r = &p->attention[0];
+    const td_part parts[] = {
+        gemm(TD_PASS_FORWARD, g->m, g->n, g->k),
+        gemm(TD_PASS_WGRAD, g->m, g->n, g->k),
+        gemm(TD_PASS_FORWARD, g->m + 8, g->n, g->k),
+        gemm(TD_PASS_FORWARD, 1, g->n, g->k),
+        gemm(TD_PASS_FORWARD, g->m, 2 * most->n, g->k),
+        passes(TD_PART_NORM, 1 << 20),
+        attention(TD_PASS_FORWARD, r->batch, r->seq, r->heads, r->head_dim, r->causal)};
+    const td_comm_query comms[] = {in_node(TD_COLL_ALL_REDUCE, 4, 1 << 20), /* measured */
+                                   in_node(TD_COLL_ALL_REDUCE, 4, 2),       /* as the smallest */
+                                   in_node(TD_COLL_ALL_REDUCE, 4, (1 << 20) + 8),
+                                   in_node(TD_COLL_ALL_REDUCE, 5, 1 << 20),
+                                   in_node(TD_COLL_ALL_REDUCE, 16, 1 << 20),
+                                   in_node(TD_COLL_ALL_REDUCE, 1, 1 << 20)}; /* nothing to do */
+    for (int again = 0; again < 3; again++) {
+        for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+            td_cost_table.part(p, &parts[i], &notes);
+            td_cost_model_for(sheet)->part(sheet, &parts[i], &other);
+        }
+        for (size_t i = 0; i < sizeof comms / sizeof *comms; i++) {
+            td_comm_cost cost;
+            td_cost_table.comm(p, &comms[i], &cost, &notes);
+        }
+    }
+    cr_assert_eq(notes.n_shapes[TD_SHAPE_KNOWN], 3 + 2);
+    cr_assert_eq(notes.n_shapes[TD_SHAPE_INSIDE], 1 + 2);
+    cr_assert_eq(notes.n_shapes[TD_SHAPE_OUTSIDE], 2 + 1);
+    cr_assert_eq(notes.n_shapes[TD_SHAPE_OUTSIDE], notes.n); /* exactly what is noted */
+    cr_assert_eq(other.n_shapes[TD_SHAPE_OUTSIDE], 6);       /* a datasheet measured nothing */
+    cr_assert_eq(other.n_shapes[TD_SHAPE_KNOWN] + other.n_shapes[TD_SHAPE_INSIDE], 0);
+}
+
 Test(cost, send_receive_of_16_mib_takes_longer_the_more_ranks_its_communicator_has)
 {
     const td_profile *p = shipped("h200");
@@ -430,7 +468,7 @@ Test(cost, a_gpu_that_was_not_measured_carries_over_what_was_and_says_so)
         cr_expect_eq(memcmp(&p->efficiency, &h200->efficiency, sizeof p->efficiency), 0);
         cr_expect_eq(memcmp(&p->latency_s, &h200->latency_s, sizeof p->latency_s), 0);
         for (double d = 0; d <= 1; d += 0.05)
-            cr_expect_eq(td_cost_duty_factor(p, d), td_cost_duty_factor(h200, d));
+            cr_expect_eq(td_cost_clock_factor(p, d), td_cost_clock_factor(h200, d));
         for (int coll = 0; coll < TD_N_COLLS; coll++) {
             const td_overlap *o = &p->overlap[coll], *from = &h200->overlap[coll];
             cr_expect_eq(o->transfer, from->transfer);
@@ -510,12 +548,12 @@ Test(cost, communication_that_was_not_measured_is_named)
 Test(cost, a_busier_gpu_is_slower_by_the_measured_factor)
 {
     const td_profile *p = shipped("h200");
-    cr_assert_eq(td_cost_duty_factor(p, 0), 1);
-    cr_assert_float_eq(td_cost_duty_factor(p, 1), 1.19, 0.01);
+    cr_assert_eq(td_cost_clock_factor(p, 0), 1);
+    cr_assert_float_eq(td_cost_clock_factor(p, 1), 1.19, 0.01);
     for (double d = 0; d < 1.2; d += 0.01)
-        cr_assert_geq(td_cost_duty_factor(p, d + 0.01), td_cost_duty_factor(p, d));
+        cr_assert_geq(td_cost_clock_factor(p, d + 0.01), td_cost_clock_factor(p, d));
     const td_profile none = {0};
-    cr_assert_eq(td_cost_duty_factor(&none, 1), 1, "nothing measured, nothing assumed");
+    cr_assert_eq(td_cost_clock_factor(&none, 1), 1, "nothing measured, nothing assumed");
 }
 
 /* ---- the price list ---- */

@@ -122,17 +122,17 @@ Theory((int part, double factor), engine, an_op_that_waits_for_a_part_starts_whe
 {
     td_arena *a = td_arena_new();
     const built_comm comms[] = {{TD_COMM_DATA, 2, {0, 1}}};
-    const double works[] = {8, 1}; /* half of it products, which the factor stretches */
+    const double works[] = {8, 1};
     const td_op_cost costs[] = {flow_cost(0.5, 1 << 20, 1 << 20)};
     const built_op ops[] = {{0, TD_OP_BACKWARD, TD_LANE_COMPUTE, -1, -1, 0, 0},
                             {0, TD_OP_GRAD_REDUCE_SCATTER, TD_LANE_DP, 0, 0, 0, part},
                             {1, TD_OP_BACKWARD, TD_LANE_COMPUTE, -1, -1, 1, 0},
                             {1, TD_OP_GRAD_REDUCE_SCATTER, TD_LANE_DP, 0, 0, 0, 0}};
-    const double factors[] = {factor, 1};
+    const double slower[] = {factor, 1}, *const stretch[] = {slower, NULL};
     const built *b = build_by_hand(a, 2, 1, comms, 4, ops, works, costs);
-    const td_engine_options o = {.rank_factor = factors};
+    const td_engine_options o = {.stretch = stretch};
     const td_timeline *t = simulate(a, b, &o);
-    const double whole = 4 + 4 * factor;
+    const double whole = 8 * factor;
     cr_assert_eq(td_timeline_end(t, 0, 0), whole);
     cr_assert_float_eq(td_timeline_start(t, 0, 1), whole * part / BUILT_PARTS, 1e-12);
     td_arena_free(a);

@@ -9,11 +9,11 @@
 #include <string.h>
 
 static const td_timeline *simulate(td_arena *a, const built *b, const td_topology *topo,
-                                   td_flows flows, bool no_fold, const double *factor)
+                                   td_flows flows, bool no_fold, const double *const *stretch)
 {
     const td_timeline *t = NULL;
     td_err err = {0};
-    const td_engine_options o = {.flows = flows, .no_fold = no_fold, .rank_factor = factor};
+    const td_engine_options o = {.flows = flows, .no_fold = no_fold, .stretch = stretch};
     cr_assert_eq(td_engine_run(a, &b->program, topo, &b->prices, &o, &t, &err), TD_OK, "%s",
                  err.text);
     return t;
@@ -85,11 +85,14 @@ Theory((int odd, double factor), fold, a_rank_that_differs_is_told_apart)
     td_arena *a = td_arena_new();
     const built_pipeline o = pipeline(2, 4, 3, 6, 0.2, 1, 1.2);
     const built *b = build_pipeline(a, &o);
-    double factors[24];
-    for (int r = 0; r < 24; r++)
-        factors[r] = r == odd ? factor : 1;
-    const td_timeline *folded = simulate(a, b, NULL, TD_FLOWS_IDEAL, false, factors);
-    const td_timeline *whole = simulate(a, b, NULL, TD_FLOWS_IDEAL, true, factors);
+    const int32_t n_ops = td_program_stream(&b->program, odd)->n_ops;
+    double *slower = TD_NEW(a, double, n_ops);
+    const double *stretch[24] = {NULL};
+    for (int32_t i = 0; i < n_ops; i++)
+        slower[i] = factor;
+    stretch[odd] = factor == 1.0 ? NULL : slower;
+    const td_timeline *folded = simulate(a, b, NULL, TD_FLOWS_IDEAL, false, stretch);
+    const td_timeline *whole = simulate(a, b, NULL, TD_FLOWS_IDEAL, true, stretch);
     expect_same(&b->program, folded, whole);
     if (factor == 1.0)
         cr_assert_eq(folded->n_classes, 3);

@@ -255,23 +255,26 @@ Test(predict, takes_longer_for_more_microbatches_and_wastes_less)
 
 /* ---- clocks ---- */
 
-static void check_duty(td_arena *a, const td_prediction *p, int32_t i)
+static void check_clocks(td_arena *a, const td_prediction *p, int32_t i)
 {
     (void)a;
     cr_assert(p->settled && p->n_rounds >= 1, "case %d: %d rounds", (int)i, (int)p->n_rounds);
     for (int32_t c = 0; c < p->timeline->n_classes; c++) {
         const td_profile *gpu = td_costs_profile(p->costs, p->timeline->rep[c]);
-        cr_assert(p->class_duty[c] >= 0 && p->class_duty[c] <= 1 + 1e-12, "case %d: duty %g",
-                  (int)i, p->class_duty[c]);
-        cr_assert(p->class_factor[c] >= 1 && isfinite(p->class_factor[c]));
-        cr_assert_eq(p->class_factor[c], td_cost_duty_factor(gpu, p->class_duty[c]), "case %d",
-                     (int)i);
+        const td_clocks *k = &p->class_clocks[c];
+        const td_stream *s = td_program_stream(p->program, p->timeline->rep[c]);
+        cr_assert(k->heat >= 0 && k->heat <= 1 + 1e-12, "case %d: heat %g", (int)i, k->heat);
+        cr_assert(k->factor >= 1 && k->factor <= td_cost_clock_factor(gpu, 1));
+        for (int32_t op = 0; op < s->n_ops; op++) {
+            cr_assert(k->clock[op] >= 1 && k->clock[op] <= td_cost_clock_factor(gpu, 1));
+            cr_assert(k->stretch[op] >= 1 && k->stretch[op] <= k->clock[op]);
+        }
     }
 }
 
-Test(predict, settles_on_the_clocks_that_its_own_duty_causes)
+Test(predict, settles_on_the_clocks_that_its_own_heat_causes)
 {
-    for_all(check_duty);
+    for_all(check_clocks);
 }
 
 /* ---- the same, and the same again ---- */

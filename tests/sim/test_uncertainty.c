@@ -326,14 +326,17 @@ static double step_in(const td_prediction *p, world *w)
     td_arena *a = td_arena_new();
     const td_costs *costs;
     const td_timeline *t;
-    double *clocks = TD_NEW(a, double, p->program->world_size);
-    for (int32_t r = 0; r < p->program->world_size; r++)
-        clocks[r] = p->class_factor[p->timeline->class_of[r]];
     cr_assert_eq(td_costs_rescaled(a, p->costs, w, w->slower != NULL ? slower_factor : true_factor,
                                    &costs, NULL),
                  TD_OK);
     const td_prices prices = td_prices_of(costs);
-    const td_engine_options e = {.flows = TD_FLOWS_IDEAL, .rank_factor = clocks};
+    const double **stretch = TD_NEW(a, const double *, p->program->world_size);
+    for (int32_t r = 0; r < p->program->world_size; r++)
+        cr_assert_eq(td_clocks_stretch(a, costs, td_program_stream(p->program, r), r,
+                                       p->class_clocks[p->timeline->class_of[r]].clock, &stretch[r],
+                                       NULL),
+                     TD_OK);
+    const td_engine_options e = {.flows = TD_FLOWS_IDEAL, .no_fold = true, .stretch = stretch};
     cr_assert_eq(td_engine_run(a, p->program, NULL, &prices, &e, &t, NULL), TD_OK);
     const double step_s = t->step_s;
     td_arena_free(a);

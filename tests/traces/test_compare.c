@@ -635,3 +635,50 @@ ParameterizedTest(struct damage *d, compare, refuses_damage_and_names_the_place)
     free(m);
     td_arena_free(a);
 }
+
+/* ---- versions ---- */
+
+static const td_comparison *compare_versions(td_arena *a, int32_t n, const char *const *profile,
+                                             int32_t m, const char *const *ran)
+{
+    const pipeline l = {.p = 2, .m = 2, .f = 1000, .b = 2000, .c = 100, .n_steps = 1, .slow = -1};
+    trace *predicted = build(&l), *measured = build(&l);
+    const td_comparison *c = NULL;
+    td_err err = {0};
+    predicted->meta.n_extra = n;
+    predicted->meta.extra = profile;
+    measured->meta.n_extra = m;
+    measured->meta.extra = ran;
+    cr_assert_eq(compare_with(a, predicted, measured, &c, &err), TD_OK, "%s", err.text);
+    free(predicted);
+    free(measured);
+    return c;
+}
+
+Test(compare, versions_other_than_the_profiles_are_named_with_both)
+{
+    td_arena *a = td_arena_new();
+    static const char *const profile[] = {
+        "profile_gpu", "NVIDIA H200",  "profile_driver", "580.159.04",    "profile_cuda",
+        "13000",       "profile_nccl", "22803",          "profile_cudnn", "9.14.0"};
+    static const char *const ran[] = {
+        "gpu.0", "NVIDIA H100", "versions.0",
+        "{\"driver\":\"580.159.04\",\"cuda\":12080,\"nccl\":22803,\"cudnn\":\"9.19.0\"}"};
+    static const char *const same[] = {
+        "versions.0",
+        "{\"driver\":\"unknown\",\"cuda\":13000,\"nccl\":22803,\"cudnn\":\"9.14.0\"}"};
+    const td_comparison *c = compare_versions(a, 5, profile, 2, ran);
+    cr_assert_eq(c->n_versions, 3);
+    cr_assert_str_eq(c->versions[0].what, "gpu");
+    cr_assert_str_eq(c->versions[0].profile, "NVIDIA H200");
+    cr_assert_str_eq(c->versions[0].measured, "NVIDIA H100");
+    cr_assert_str_eq(c->versions[1].what, "cuda");
+    cr_assert_str_eq(c->versions[1].profile, "13.0");
+    cr_assert_str_eq(c->versions[1].measured, "12.8");
+    cr_assert_str_eq(c->versions[2].what, "cudnn");
+    cr_assert_str_eq(c->versions[2].measured, "9.19.0");
+    cr_assert_eq(compare_versions(a, 5, profile, 1, same)->n_versions, 0);
+    cr_assert_eq(compare_versions(a, 5, profile, 0, NULL)->n_versions, 0);
+    cr_assert_eq(compare_versions(a, 0, NULL, 2, ran)->n_versions, 0);
+    td_arena_free(a);
+}
