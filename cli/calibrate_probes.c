@@ -26,10 +26,10 @@ typedef struct {
 
 /*
  * On GPUs: the sizes of 7B-class models (LLaMA, Vicuna: 4096 wide), of one size below and one
- * above, of ViT-L/14, with 1, 2, 4 and 8 ranks to a tensor, a data and a pipeline group. All GPUs
- * work at once, as in a step. The same pipeline with few and with many microbatches is the same
- * shapes at a low and a high share of time busy: the curve of clocks; its end comes from runs that
- * have been hot for some five seconds.
+ * above, of ViT-L/14, with 1, 2, 4 and 8 ranks to a tensor and a data group. All GPUs work at once,
+ * as in a step. The same shapes in a pipeline with one microbatch and with many, in replicas and in
+ * tensor-parallel pairs are what the curve of clocks and the heats are told from; the hot ones, all
+ * busy for some five seconds, without looking at parts.
  */
 #define VIT_L(tp, pp, dp)                                                                          \
     {                                                                                              \
@@ -60,15 +60,15 @@ static const row on_cuda[] = {
     {"7b-2", 1, NONE, LM_7B(2, 1, 1, 0), 2, 2, "recompute: selective", false, 0},
     {"2k-4", 1, NONE, LM_2K(1, 1, 0), 2, 4, "", false, 0},
     {"8b", 1, NONE, LM_8B(1, 1, 0), 2, 1, "", false, 0},
-    {"vit", 2, VIT_L(1, 1, 1), LM_2K(1, 1, 1), 8, 2, "", true, 0},
-    {"tp2", 2, NONE, LM_7B(2, 2, 1, 0), 4, 1, "", false, 0},
+    {"vit", 2, VIT_L(1, 1, 1), LM_2K(1, 1, 1), 8, 2, "", false, 0},
     {"pp2-idle", 2, NONE, LM_7B(2, 1, 2, 0), 1, 1, "", false, 0},
-    {"pp2-busy", 2, NONE, LM_7B(2, 1, 2, 0), 16, 1, "", false, 0},
+    {"tp2", 2, NONE, LM_7B(2, 2, 1, 0), 4, 1, "", false, 0},
+    {"tp2-shards", 2, NONE, LM_7B(2, 2, 1, 0), 8, 2, "sequence_parallel: true", false, 0},
     {"7b-hot", 1, NONE, LM_7B(2, 1, 1, 0), 16, 1, "", false, 30},
     {"pp2-hot", 2, NONE, LM_7B(2, 1, 2, 0), 32, 1, "", false, 20},
+    {"tp2-hot", 2, NONE, LM_7B(2, 2, 1, 0), 16, 2, "", false, 30},
     {"vit-fan", 4, VIT_L(1, 1, 2), LM_7B(2, 2, 1, 1), 8, 2, "", false, 0},
     {"tp4", 4, NONE, LM_70B(4, 1, 0), 4, 1, "sequence_parallel: true", false, 0},
-    {"pp4", 4, NONE, LM_7B(4, 1, 4, 0), 8, 1, "bucket_elements: 1000000", false, 0},
     {"tp8", 8, NONE, LM_70B(8, 1, 0), 4, 1, "", false, 0},
     {"vit-tp2", 8, VIT_L(2, 2, 1), LM_7B(2, 2, 2, 1), 8, 1, "", false, 0},
 };
@@ -82,6 +82,10 @@ static const row on_cuda[] = {
     {                                                                                              \
         layers, 256, 8, 4, 704, 64, 1024, tp, pp, dp                                               \
     }
+#define PAYLOAD(layers, tp, pp, dp) /* 512 KiB a sample between stages, for little work */         \
+    {                                                                                              \
+        2 * layers, 512, 8, 2, 64, 256, 64, tp, pp, dp                                             \
+    }
 #define PICTURES(tp, pp, dp)                                                                       \
     {                                                                                              \
         2, 128, 4, 4, 512, 16, 108, tp, pp, dp                                                     \
@@ -93,6 +97,8 @@ static const row on_host[] = {
     {"pp2", 2, NONE, LARGER(2, 1, 2, 1), 6, 1, "", false, 0},
     {"dp2", 2, NONE, SMALL(2, 1, 1, 2), 4, 2, "", false, 0},
     {"pictures", 2, PICTURES(1, 1, 1), SMALL(2, 1, 1, 1), 4, 2, "", false, 0},
+    {"payload", 2, NONE, PAYLOAD(1, 1, 2, 1), 4, 1, "", false, 0},
+    {"payloads", 2, NONE, PAYLOAD(1, 1, 2, 1), 4, 8, "", false, 0},
     {"bridge", 4, PICTURES(1, 1, 2), SMALL(2, 1, 2, 1), 4, 4, "", false, 0},
 };
 
@@ -109,10 +115,12 @@ static void put_head(FILE *f, const td_probe_machine *m, const char *name, int32
     fprintf(f,
             "name: probe-%s\n"
             "cluster: {groups: [{count: 1, node: {gpus: %d, gpu: {name: \"%s\", memory_gib: %.3f}, "
-            "nvlink_gb_s: %.6g, nvlink_latency_us: %.6g}}]}\n"
-            "modules:\n",
+            "nvlink_gb_s: %.6g, nvlink_latency_us: %.6g",
             name, (int)gpus, m->gpu_name, m->memory_bytes / (1024.0 * 1024 * 1024),
             m->link_bytes_per_s / 1e9, m->link_latency_s * 1e6);
+    if (m->cores > 0)
+        fprintf(f, ", cores: %d", (int)m->cores);
+    fprintf(f, "}}]}\nmodules:\n");
 }
 
 static int32_t ranks_of(const side *s)
@@ -216,11 +224,24 @@ static td_status open_text(const list *l, writer *w)
     return w->f == NULL ? no_memory(l) : TD_OK;
 }
 
-enum { WARM_STEPS = 25 }; /* two seconds or so */
+enum { WARM_STEPS = 50 }; /* some three seconds */
+
+/* The same plan under another name is there already. */
+static bool is_known(const list *l, const char *text)
+{
+    bool known = false;
+    for (int32_t i = 0; i < l->n; i++)
+        known = known || strcmp(strchr(l->probes[i].text, '\n'), strchr(text, '\n')) == 0;
+    return known;
+}
 
 static td_status add(list *l, writer *w, const char *name, int32_t steps, bool twice, int32_t hot)
 {
     fclose(w->f);
+    if (is_known(l, w->text)) {
+        free(w->text);
+        return TD_OK;
+    }
     td_probe *p = &l->probes[l->n++];
     *p = (td_probe){.name = td_arena_printf(l->a, "%s", name),
                     .text = td_arena_printf(l->a, "%s", w->text),
@@ -279,7 +300,40 @@ static td_status whole(list *l, const td_plan *plan, int32_t number)
         TD_TRY(st, no_memory(l));
     TD_TRY(st, open_text(l, &w));
     put_plan(w.f, l->m, plan, name, plan->n_modules, cuts, microbatches, plan->step.micro_batch);
-    TD_TRY(st, add(l, &w, name, 4, l->m->cuda, 0));
+    TD_TRY(st, add(l, &w, name, 4, l->m->cuda && number == 0, 0));
+done:
+    return st;
+}
+
+/* A part of the layout: four microbatches of a lane's samples. */
+static td_status piece(list *l, const td_plan *plan, const char *name, int32_t n, const cut *cuts,
+                       int32_t samples)
+{
+    td_status st = TD_OK;
+    writer w;
+    if (name == NULL)
+        TD_TRY(st, no_memory(l));
+    TD_TRY(st, open_text(l, &w));
+    put_plan(w.f, l->m, plan, name, n, cuts, 4, samples);
+    TD_TRY(st, add(l, &w, name, 4, l->m->cuda && l->n == 0, 0));
+done:
+    return st;
+}
+
+/* What the ranks of the language model say to each other: two stages, two replicas. */
+static td_status by_pair(list *l, const td_plan *plan, int32_t number)
+{
+    td_status st = TD_OK;
+    const td_module *m = &plan->modules[plan->language];
+    const int32_t samples = td_plan_lane_samples(plan, plan->language);
+    const cut stages[] = {{plan->language, m->tp, 2, 1, 0}};
+    const cut replicas[] = {{plan->language, m->tp, 1, 2, 0}};
+    if (m->pp > 1 && 2 * m->tp <= l->m->gpus)
+        TD_TRY(st, piece(l, plan, td_arena_printf(l->a, "plan%d-stages", (int)number), 1, stages,
+                         samples));
+    if (m->dp > 1 && 2 * m->tp <= l->m->gpus)
+        TD_TRY(st, piece(l, plan, td_arena_printf(l->a, "plan%d-replicas", (int)number), 1,
+                         replicas, samples));
 done:
     return st;
 }
@@ -289,22 +343,21 @@ done:
 static td_status by_module(list *l, const td_plan *plan, int32_t number)
 {
     td_status st = TD_OK;
-    const int32_t before = l->n, language_tp = plan->modules[plan->language].tp;
-    writer w;
+    bool any = false;
     for (int32_t i = 0; i < plan->n_modules; i++) {
-        const int32_t tp = plan->modules[i].tp;
         const bool language = i == plan->language;
+        const int32_t tp = plan->modules[i].tp, whole_tp = plan->modules[plan->language].tp;
+        /* What follows an encoder need not be whole where there is no room for it. */
+        const int32_t language_tp = tp + whole_tp > l->m->gpus ? 1 : whole_tp;
         const cut cuts[] = {{i, tp, 1, 1, 0}, {plan->language, language_tp, 1, 1, tp}};
         if (tp + (language ? 0 : language_tp) > l->m->gpus)
             continue;
-        const char *name = td_arena_printf(l->a, "plan%d-%s", (int)number, plan->modules[i].name);
-        if (name == NULL)
-            TD_TRY(st, no_memory(l));
-        TD_TRY(st, open_text(l, &w));
-        put_plan(w.f, l->m, plan, name, language ? 1 : 2, cuts, 4, td_plan_lane_samples(plan, i));
-        TD_TRY(st, add(l, &w, name, 4, l->m->cuda, 0));
+        any = true;
+        TD_TRY(st, piece(l, plan,
+                         td_arena_printf(l->a, "plan%d-%s", (int)number, plan->modules[i].name),
+                         language ? 1 : 2, cuts, td_plan_lane_samples(plan, i)));
     }
-    if (l->n == before)
+    if (!any)
         TD_TRY(st,
                td_fail(l->err, TD_PLAN,
                        "%s: its tensor-parallel groups need more than the %d GPUs that are here",
@@ -321,15 +374,19 @@ td_status td_probes(td_arena *a, const td_probe_machine *machine, int32_t n_plan
     list l = {.a = a, .m = machine, .err = err};
     size_t most = sizeof on_cuda / sizeof *on_cuda + sizeof on_host / sizeof *on_host;
     for (int32_t i = 0; i < n_plans; i++)
-        most += (size_t)plans[i]->n_modules + 1;
+        most += (size_t)plans[i]->n_modules + 3;
     l.probes = TD_NEW(a, td_probe, most);
     if (l.probes == NULL)
         TD_TRY(st, no_memory(&l));
     if (n_plans == 0)
         TD_TRY(st, from_table(&l, only_first));
-    for (int32_t i = 0; i < n_plans && (!only_first || i == 0); i++)
-        TD_TRY(st, plans[i]->world_size <= machine->gpus ? whole(&l, plans[i], i)
-                                                         : by_module(&l, plans[i], i));
+    for (int32_t i = 0; i < n_plans && (!only_first || i == 0); i++) {
+        const bool alone = plans[i]->world_size <= machine->gpus;
+        TD_TRY(st, alone ? TD_OK : by_module(&l, plans[i], i));
+        TD_TRY(st, alone || machine->cuda ? TD_OK : by_pair(&l, plans[i], i));
+        /* Ranks that share cores show what their exchanges take; GPUs are not shared. */
+        TD_TRY(st, alone || !machine->cuda ? whole(&l, plans[i], i) : TD_OK);
+    }
     *n = only_first && l.n > 1 ? 1 : l.n;
     *out = l.probes;
 done:

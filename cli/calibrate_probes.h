@@ -21,7 +21,8 @@ typedef struct {
 /* The machine that is measured. */
 typedef struct {
     bool cuda;
-    int32_t gpus;         /* or ranks that share the cores */
+    int32_t gpus;         /* or ranks that are given cores of their own */
+    int32_t cores;        /* of a host; 0 on GPUs */
     const char *gpu_name; /* of the plans' cluster */
     double memory_bytes, link_bytes_per_s, link_latency_s;
 } td_probe_machine;

@@ -198,7 +198,9 @@ static td_status look_at_cores(answer *w, td_err *err)
         td_arena_printf(w->a, "%s, %ld cores", model[0] == '\0' ? "host" : model, cores);
     if (name == NULL)
         return no_memory(err);
-    w->machine = (td_probe_machine){.gpus = 4,
+    /* A rank a core, so that times are lone ones; but the bridge needs two ranks. */
+    w->machine = (td_probe_machine){.gpus = cores > 2 ? (int32_t)fmin((double)cores, 64) : 2,
+                                    .cores = (int32_t)fmin((double)cores, INT32_MAX),
                                     .gpu_name = name,
                                     .memory_bytes = (double)sysconf(_SC_PHYS_PAGES) *
                                                     (double)sysconf(_SC_PAGESIZE),

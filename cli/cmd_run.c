@@ -132,7 +132,10 @@ static int run(int argc, char **argv)
          "here)",
          NULL, &on, false},
         {"--steps", "N", "steps to report (5)", NULL, &steps, false},
-        {"--warmup", "W", "real steps before them (1)", NULL, &warmup, false},
+        {"--warmup", "W|steady",
+         "real steps before them (1); steady: as many as it takes until the medians of two windows "
+         "of 5 s agree to 0.3 %, 10 s at least and 60 s at most",
+         NULL, &warmup, false},
         {"-o", "TRACE", "write the measured trace (.json or .json.gz)", NULL, &trace, false},
         {"--load", "DIR", "continue the checkpoint there, whatever its layout was", NULL, &load,
          false},
@@ -167,7 +170,10 @@ static int run(int argc, char **argv)
     if (detail != NULL && trace == NULL)
         TD_TRY(st, td_fail(&err, TD_USAGE, "--trace fine: needs -o TRACE"));
     TD_TRY(st, whole_number("--steps", steps, &err));
-    TD_TRY(st, whole_number("--warmup", warmup, &err));
+    const bool steady = strcmp(warmup, "steady") == 0;
+    if (!steady && whole_number("--warmup", warmup, NULL) != TD_OK)
+        TD_TRY(st, td_fail(&err, TD_USAGE,
+                           "--warmup %s: expected a whole number from 0 on, or steady", warmup));
     TD_TRY(st, whole_number("--save-every", every, &err));
     TD_TRY(st, whole_number("--timeout", timeout, &err));
     if (every != NULL && save == NULL)
@@ -175,9 +181,9 @@ static int run(int argc, char **argv)
     TD_TRY(st, choose(on, &where, found, sizeof found, &err));
     TD_TRY(st, td_cli_load(a, path, &diags, &plan, &err));
     TD_TRY(st, examine(a, plan, where, assume_buffered, &buffered, &err));
-    TD_TRY(st,
-           td_inject_read(inject, plan->world_size,
-                          strtol(steps, NULL, 10) + strtol(warmup, NULL, 10), 0, &faults, &err));
+    /* Without a count of warm-up steps, any step may come. */
+    const int64_t n_steps = steady ? INT64_MAX : strtol(steps, NULL, 10) + strtol(warmup, NULL, 10);
+    TD_TRY(st, td_inject_read(inject, plan->world_size, n_steps, 0, &faults, &err));
     TD_TRY(st, examine_data(a, plan, &err));
     TD_TRY(st, examine_checkpoints(a, plan, load, save, &err));
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -226,10 +232,10 @@ done:
 
 const td_command td_command_run = {
     .name = "run",
-    .usage =
-        "PLAN [--on cuda|host] [--steps N] [--warmup W] [-o TRACE] [--trace fine] [--save DIR] "
-        "[--load DIR] "
-        "[--checksums] [--json] ...",
+    .usage = "PLAN [--on cuda|host] [--steps N] [--warmup W|steady] [-o TRACE] [--trace fine] "
+             "[--save DIR] "
+             "[--load DIR] "
+             "[--checksums] [--json] ...",
     .summary = "execute the step program on real tensors, one process per rank",
     .example = "tandem run examples/plans/tiny-llava-4rank.yaml --steps 10",
     .run = run,

@@ -4,7 +4,9 @@
 #include "exec/host_checkpoint.h"
 #include "exec/host_trace.h"
 #include "exec/live.h"
+#include "exec/spread.h"
 #include "exec/state.h"
+#include "exec/steady.h"
 #include "model/program_check.h"
 #include "traces/trace.h"
 
@@ -25,6 +27,9 @@ typedef struct {
     const td_device *device;
     td_driver *driver;
     int64_t first_step;      /* 0, or where the loaded run stopped */
+    int32_t n_warmup;        /* as asked for, or as many as it took */
+    double warmup_s;         /* by the clock of rank 0 */
+    td_steadiness steady;    /* where the warm-up was not counted */
     td_step_result *results; /* [n_steps] after the warm-up */
     td_host_trace trace;     /* of those, if one was asked for */
     json_t *ranks;           /* what each has to tell, on rank 0 */
@@ -57,10 +62,11 @@ static td_status agree(const job *j, td_err *err)
     const td_plan *p = j->plan;
     char own[512], first[512];
     /* What the program does not hold but every rank must agree on. */
-    snprintf(own, sizeof own, "%s %s %d %d %d %a %a %a %a %a %a %d %u", j->program->digest,
-             TD_VERSION, (int)j->o.n_steps, (int)j->o.n_warmup, (int)j->o.buffered, p->optimizer.lr,
-             p->optimizer.beta1, p->optimizer.beta2, p->optimizer.eps, p->optimizer.weight_decay,
-             p->optimizer.clip_grad, (int)p->optimizer.nonfinite, (unsigned)p->seed);
+    snprintf(own, sizeof own, "%s %s %d %d %d %d %a %a %a %a %a %a %d %u", j->program->digest,
+             TD_VERSION, (int)j->o.n_steps, (int)j->o.n_warmup, (int)j->o.steady,
+             (int)j->o.buffered, p->optimizer.lr, p->optimizer.beta1, p->optimizer.beta2,
+             p->optimizer.eps, p->optimizer.weight_decay, p->optimizer.clip_grad,
+             (int)p->optimizer.nonfinite, (unsigned)p->seed);
     memcpy(first, own, sizeof first);
     MPI_Bcast(first, sizeof first, MPI_CHAR, 0, MPI_COMM_WORLD);
     if (strcmp(first, own) == 0)
@@ -127,58 +133,125 @@ done:
 
 /* ---- the steps ---- */
 
+/* Step i of this run, warm-up included; `traced` is its place in the trace, -1: it has none. */
+static td_status one_step(job *j, const td_live *live, int32_t i, int32_t traced, td_step_result *r,
+                          td_err *err)
+{
+    td_status st = TD_OK;
+    TD_TRY(st, td_driver_step(j->driver, j->first_step + i, r,
+                              traced < 0 ? NULL : td_host_trace_times(&j->trace, traced),
+                              traced < 0 ? NULL : td_host_trace_parts(&j->trace, traced), err));
+    if (traced >= 0)
+        td_host_trace_order(&j->trace, traced);
+    if (j->rank == 0 && !j->o.quiet)
+        td_live_step(live, i, r);
+    if (j->o.save_every > 0 && (i + 1) % j->o.save_every == 0)
+        TD_TRY(st, save(j, i + 1, err));
+done:
+    return st;
+}
+
+/* Collective, after a step of a warm-up without a count: rank 0 decides for all. */
+static td_steadiness decide(td_steady *so_far, double step_s)
+{
+    int decision = (int)td_steady_add(so_far, &td_steady_usual, step_s);
+    MPI_Bcast(&decision, 1, MPI_INT, 0, MPI_COMM_WORLD);
+    return (td_steadiness)decision;
+}
+
+static void say_not_steady(const job *j, const td_steady *s)
+{
+    if (j->rank == 0 && !j->o.quiet)
+        fprintf(stderr,
+                "%snot steady after %.0f s of warming up: the last two medians of a step were %.6g "
+                "and %.6g s; measuring all the same\n",
+                j->o.live ? "\n" : "", s->seconds, s->last_s[0], s->last_s[1]);
+}
+
+/* As many steps as were asked for, or until they are steady. */
+static td_status warm_up(job *j, td_live live, td_err *err)
+{
+    td_status st = TD_OK;
+    td_steady *so_far = TD_NEW(j->a, td_steady, 1);
+    td_step_result r = {.module_norms = TD_NEW(j->a, double, j->plan->n_modules)};
+    if (so_far == NULL || r.module_norms == NULL)
+        TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the warm-up"));
+    if (j->o.steady)
+        live.n_warmup = -1;
+    for (int32_t i = 0; j->o.steady ? j->steady == TD_STEADY_NOT_YET : i < j->o.n_warmup; i++) {
+        TD_TRY(st, one_step(j, &live, i, -1, &r, err));
+        j->n_warmup = i + 1;
+        j->warmup_s += r.step_s;
+        if (j->o.steady)
+            j->steady = decide(so_far, r.step_s);
+    }
+    if (j->steady == TD_STEADY_NEVER)
+        say_not_steady(j, so_far);
+    if (j->o.steady)
+        td_driver_resume(j->driver); /* the first step measured does not begin with the decision */
+done:
+    return st;
+}
+
 static td_status run_steps(job *j, td_err *err)
 {
     td_status st = TD_OK;
     const td_module *language = &j->plan->modules[j->plan->language];
-    const td_live live = {.terminal = j->o.live,
-                          .first_step = j->first_step,
-                          .n_warmup = j->o.n_warmup,
-                          .n_steps = j->o.n_steps,
-                          .tokens = (double)j->plan->step.microbatches * j->plan->step.micro_batch *
-                                    language->dp * language->seq};
+    td_live live = {.terminal = j->o.live,
+                    .first_step = j->first_step,
+                    .n_warmup = j->o.n_warmup,
+                    .n_steps = j->o.n_steps,
+                    .tokens = (double)j->plan->step.microbatches * j->plan->step.micro_batch *
+                              language->dp * language->seq};
     j->results = TD_NEW(j->a, td_step_result, j->o.n_steps);
     if (j->results == NULL)
         TD_TRY(st,
                td_fail(err, TD_NOMEM, "no memory for the results of %d steps", (int)j->o.n_steps));
-    for (int32_t i = 0; i < j->o.n_warmup + j->o.n_steps; i++) {
-        td_step_result spare = {0},
-                       *r = i < j->o.n_warmup ? &spare : &j->results[i - j->o.n_warmup];
-        const int32_t traced = j->o.trace == NULL ? -1 : i - j->o.n_warmup;
-        r->module_norms = TD_NEW(j->a, double, j->plan->n_modules);
-        if (r->module_norms == NULL)
+    for (int32_t i = 0; i < j->o.n_steps; i++) {
+        j->results[i].module_norms = TD_NEW(j->a, double, j->plan->n_modules);
+        if (j->results[i].module_norms == NULL)
             TD_TRY(st, td_fail(err, TD_NOMEM, "no memory for the norms"));
-        TD_TRY(st, td_driver_step(j->driver, j->first_step + i, r,
-                                  traced < 0 ? NULL : td_host_trace_times(&j->trace, traced),
-                                  traced < 0 ? NULL : td_host_trace_parts(&j->trace, traced), err));
-        if (traced >= 0)
-            td_host_trace_order(&j->trace, traced);
-        if (j->rank == 0 && !j->o.quiet)
-            td_live_step(&live, i, r);
-        if (j->o.save_every > 0 && (i + 1) % j->o.save_every == 0)
-            TD_TRY(st, save(j, i + 1, err));
     }
+    TD_TRY(st, warm_up(j, live, err));
+    live.n_warmup = j->n_warmup;
+    for (int32_t i = 0; i < j->o.n_steps; i++)
+        TD_TRY(st, one_step(j, &live, j->n_warmup + i, j->o.trace == NULL ? -1 : i, &j->results[i],
+                            err));
 done:
     return st;
 }
 
 /* ---- the answer ---- */
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static json_t *number(double x)
 {
     return isfinite(x) ? json_real(x) : json_string(isnan(x) ? "nan" : x > 0 ? "inf" : "-inf");
 }
 
-static json_t *steps_json(const job *j, double *median)
+static td_spread_of spread_of_steps(const job *j)
+{
+    double *step_s = TD_NEW(j->a, double, j->o.n_steps);
+    for (int32_t i = 0; step_s != NULL && i < j->o.n_steps; i++)
+        step_s[i] = j->results[i].step_s;
+    return td_spread_measure(step_s, step_s == NULL ? 0 : j->o.n_steps);
+}
+
+/* `steady` is null where the steps were counted. */
+static json_t *warmup_json(const job *j)
+{
+    return json_pack("{s:i, s:f, s:o}", "steps", (int)j->n_warmup, "seconds", j->warmup_s, "steady",
+                     j->o.steady ? json_boolean(j->steady == TD_STEADY_YES) : json_null());
+}
+
+static json_t *spread_json(const td_spread_of *s)
+{
+    return json_pack("{s:f, s:f, s:o, s:i}", "median", s->median, "mad", s->mad, "cv",
+                     isfinite(s->cv) ? json_real(s->cv) : json_null(), "n", (int)s->n);
+}
+
+static json_t *steps_json(const job *j)
 {
     json_t *all = json_array();
-    double *sorted = TD_NEW(j->a, double, j->o.n_steps);
     for (int32_t i = 0; i < j->o.n_steps; i++) {
         const td_step_result *r = &j->results[i];
         json_t *norms = json_object(), *one = json_object();
@@ -191,11 +264,7 @@ static json_t *steps_json(const job *j, double *median)
         json_object_set_new(one, "success", json_boolean(r->success));
         json_object_set_new(one, "step_s", json_real(r->step_s));
         json_array_append_new(all, one);
-        sorted[i] = r->step_s;
     }
-    qsort(sorted, (size_t)j->o.n_steps, sizeof *sorted, by_value);
-    *median =
-        j->o.n_steps == 0 ? 0 : (sorted[(j->o.n_steps - 1) / 2] + sorted[j->o.n_steps / 2]) / 2;
     return all;
 }
 
@@ -320,11 +389,23 @@ static int32_t add_extra(const job *j, const char *key, size_t rank, const char 
     return n;
 }
 
-/* What a trace's metadata keeps of every rank, as far as there is room: first the short texts of
- * all, then the long ones. */
+/* How the run warmed up, as in the answer. */
+static int32_t add_warmup(const job *j, const char *extra[2 * TD_TRACE_MAX_EXTRA])
+{
+    json_t *warmup = warmup_json(j);
+    char *text = json_dumps(warmup, JSON_COMPACT);
+    extra[0] = "warmup";
+    extra[1] = text == NULL ? NULL : td_arena_printf(j->a, "%s", text);
+    free(text);
+    json_decref(warmup);
+    return extra[1] == NULL ? 0 : 1;
+}
+
+/* What a trace's metadata keeps of the run and of every rank, as far as there is room: first the
+ * short texts of all, then the long ones. */
 static int32_t extras_of(const job *j, const char *extra[2 * TD_TRACE_MAX_EXTRA])
 {
-    int32_t n = 0;
+    int32_t n = add_warmup(j, extra);
     size_t r;
     json_t *rank, *value;
     const char *key;
@@ -354,40 +435,45 @@ static td_status write_trace(const job *j, td_err *err)
     return td_host_trace_write(&j->trace, clock_error, extras_of(j, extra), extra, j->o.trace, err);
 }
 
-static void print_text(const job *j, double median)
+static void print_text(const job *j, const td_spread_of *steps)
 {
     printf("%s on %d ranks (%s)\n\n%6s %12s %12s %8s %10s\n", j->plan->name, (int)j->world,
            j->backend->name, "step", "loss", "grad norm", "clip", "seconds");
     for (int32_t i = 0; i < j->o.n_steps; i++)
-        printf("%6lld %12.6f %12.6f %8.4f %10.4f%s\n",
-               (long long)(j->first_step + i + j->o.n_warmup), j->results[i].loss,
-               j->results[i].grad_norm, j->results[i].clip_coefficient, j->results[i].step_s,
-               j->results[i].success ? "" : "  skipped");
-    printf("\nmedian step %.4f s\n", median);
+        printf("%6lld %12.6f %12.6f %8.4f %10.4f%s\n", (long long)(j->first_step + i + j->n_warmup),
+               j->results[i].loss, j->results[i].grad_norm, j->results[i].clip_coefficient,
+               j->results[i].step_s, j->results[i].success ? "" : "  skipped");
+    printf("\nmedian step %.4f s", steps->median);
+    if (j->o.steady)
+        printf(", %s after %d steps and %.1f s of warming up",
+               j->steady == TD_STEADY_YES ? "steady" : "NOT steady", (int)j->n_warmup, j->warmup_s);
+    printf("\n");
 }
 
 /* Collective: every rank's share is gathered, rank 0 prints. */
 static td_status answer(job *j, td_err *err)
 {
     td_status st = TD_OK;
-    double median;
+    td_spread_of spread;
     json_t *tensors = NULL, *steps = NULL;
     for (int32_t i = 0; i < j->o.n_steps; i++) /* the step is as long as its slowest rank says */
         MPI_Allreduce(MPI_IN_PLACE, &j->results[i].step_s, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
     TD_TRY(st, j->o.checksums ? checksums_json(j, &tensors, err) : TD_OK);
-    steps = steps_json(j, &median);
+    steps = steps_json(j);
+    spread = spread_of_steps(j);
     if (j->rank == 0 && j->o.json) {
         json_t *out =
-            json_pack("{s:s, s:i, s:s, s:s, s:O, s:f, s:O}", "plan", j->plan->name, "world_size",
-                      (int)j->world, "backend", j->backend->name, "digest", j->program->digest,
-                      "steps", steps, "step_s_median", median, "ranks", j->ranks);
+            json_pack("{s:s, s:i, s:s, s:s, s:O, s:o, s:o, s:f, s:O}", "plan", j->plan->name,
+                      "world_size", (int)j->world, "backend", j->backend->name, "digest",
+                      j->program->digest, "steps", steps, "warmup", warmup_json(j), "step_s",
+                      spread_json(&spread), "step_s_median", spread.median, "ranks", j->ranks);
         if (tensors != NULL)
             json_object_set(out, "tensors", tensors);
         json_dumpf(out, stdout, JSON_COMPACT);
         printf("\n");
         json_decref(out);
     } else if (j->rank == 0) {
-        print_text(j, median);
+        print_text(j, &spread);
     }
 done:
     json_decref(tensors);
@@ -400,9 +486,12 @@ static td_status observe(job *j, td_err *err)
 {
     td_status st = TD_OK;
     td_inject inject;
-    TD_TRY(st, td_inject_read(j->o.inject, j->world, j->o.n_warmup + j->o.n_steps, j->rank, &inject,
-                              err));
+    /* Without a count of warm-up steps, any step may come. */
+    const int64_t n_steps = j->o.steady ? INT64_MAX : (int64_t)j->o.n_warmup + j->o.n_steps;
+    TD_TRY(st, td_inject_read(j->o.inject, j->world, n_steps, j->rank, &inject, err));
     TD_TRY(st, td_driver_observe(j->driver, j->watch, &inject, err));
+    if (j->trace.parts != NULL)
+        TD_TRY(st, td_driver_fine(j->driver, err));
 done:
     return st;
 }
@@ -421,7 +510,7 @@ static td_status work(job *j, td_err *err)
     TD_TRY(st, together(j, observe(j, err), err));
     TD_TRY(st, run_steps(j, err));
     td_watch_phase(j->watch, TD_AT_ANSWER);
-    const int32_t n_steps = j->o.n_warmup + j->o.n_steps, every = j->o.save_every;
+    const int32_t n_steps = j->n_warmup + j->o.n_steps, every = j->o.save_every;
     if (j->o.save != NULL && (every == 0 || n_steps % every != 0 || n_steps == 0))
         TD_TRY(st, save(j, n_steps, err));
     j->ranks = ranks_json(j);

@@ -8,7 +8,8 @@
 typedef struct {
     bool terminal;
     int64_t first_step;        /* 0, or where the loaded run stopped */
-    int32_t n_warmup, n_steps; /* steps count from there, warm-up included */
+    int32_t n_warmup, n_steps; /* steps count from there, warm-up included; n_warmup -1: nobody
+                                  knows yet, all are */
     double tokens;             /* language positions of a step */
 } td_live;
 

@@ -12,9 +12,10 @@ int td_run_options_read(int argc, char **argv, td_run_options *out)
         const bool value = i + 1 < argc;
         if (strcmp(argv[i], "--steps") == 0 && value)
             out->n_steps = (int32_t)strtol(argv[++i], NULL, 10);
-        else if (strcmp(argv[i], "--warmup") == 0 && value)
-            out->n_warmup = (int32_t)strtol(argv[++i], NULL, 10);
-        else if (strcmp(argv[i], "--trace-to") == 0 && value)
+        else if (strcmp(argv[i], "--warmup") == 0 && value) {
+            out->steady = strcmp(argv[++i], "steady") == 0;
+            out->n_warmup = (int32_t)strtol(argv[i], NULL, 10); /* 0 of a word */
+        } else if (strcmp(argv[i], "--trace-to") == 0 && value)
             out->trace = argv[++i];
         else if (strcmp(argv[i], "--save") == 0 && value)
             out->save = argv[++i];
@@ -48,7 +49,7 @@ int td_run_options_read(int argc, char **argv, td_run_options *out)
     }
     if (out->plan == NULL || out->n_steps < 0 || out->n_warmup < 0 || out->save_every < 0 ||
         (out->save_every > 0 && out->save == NULL)) {
-        fprintf(stderr, "usage: tandem-host PLAN [--steps N] [--warmup W] [--trace-to F] "
+        fprintf(stderr, "usage: tandem-host PLAN [--steps N] [--warmup W|steady] [--trace-to F] "
                         "[--save DIR] [--save-every N] [--load DIR] "
                         "[--fine] [--buffered] [--live] [--checksums] [--json] [--quiet]\n");
         return 2;

@@ -110,6 +110,11 @@ def predict(answer, plan):
     shares = [field(entry, "share", NUMBER) for entry in field(answer, "sensitivity", list) if field(entry, "what", str)]
     need(abs(sum(shares) + path["wait_s"] / step - 1) <= 1e-5, f"sensitivities {answer['sensitivity']}")
     need(field(answer, "ops", int) > 0 and field(answer, "promoted_flows", int) >= 0, "ops or promoted_flows")
+    shapes = field(answer, "shapes", dict)
+    need(min(field(shapes, kind, int) for kind in ("known", "inside", "outside")) >= 0, f"shapes {shapes}")
+    flops = sum(field(entry, "flops", NUMBER) for entry in field(answer, "ranks", list))
+    need(1 - 1e-9 <= flops / answer["flops_per_step"] <= 1.001, f"ranks do {flops} of {answer['flops_per_step']} FLOPs")
+    need(field(field(answer, "profile", dict), "peak_flops_per_s", NUMBER) > 1e12, f"profile {answer['profile']}")
     world = max(
         p.get("offset", 0) + p.get("tp", 1) * p.get("pp", 1) * p["dp"]
         for p in (module["parallel"] for module in plan["modules"].values())

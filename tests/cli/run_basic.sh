@@ -19,6 +19,8 @@ holds "$tmp/four.json" 'all(abs(s["clip_coefficient"] - min(1, 1 / (s["grad_norm
 holds "$tmp/four.json" 'sorted(s["step_s"] for s in r["steps"])[1] == r["step_s_median"]'
 holds "$tmp/four.json" '[q["rank"] for q in r["ranks"]] == [0, 1, 2, 3] and all(q["peak_memory_bytes"] > 0 for q in r["ranks"])'
 holds "$tmp/four.json" '"tensors" not in r'
+holds "$tmp/four.json" 'r["warmup"]["steps"] == 2 and r["warmup"]["seconds"] > 0 and r["warmup"]["steady"] is None'
+holds "$tmp/four.json" 'r["step_s"]["median"] == r["step_s_median"] and r["step_s"]["n"] == 3 and r["step_s"]["mad"] >= 0 and r["step_s"]["cv"] > 0'
 says err '^step 0 \(warm-up\): loss'
 says err '^step 4: loss'
 nothing_left
@@ -110,6 +112,7 @@ refused 3 'broken.yaml' "$tmp/broken.yaml"
 refused 3 'no-such-plan' "$tmp/no-such-plan.yaml"
 refused 4 'quantum.*host' "$tmp/four.yaml" --on quantum
 refused 2 'steps' "$tmp/four.yaml" --steps few
+refused 2 'warmup.*or steady' "$tmp/four.yaml" --warmup stready
 refused 2 'timeout' "$tmp/four.yaml" --timeout -1
 refused 2 '\-\-steps.*--inject' "$tmp/four.yaml" --fast
 refused 2 'PLAN' --json
