@@ -27,9 +27,10 @@ typedef struct {
 /*
  * On GPUs: the sizes of 7B-class models (LLaMA, Vicuna: 4096 wide), of one size below and one
  * above, of ViT-L/14, with 1, 2, 4 and 8 ranks to a tensor and a data group. All GPUs work at once,
- * as in a step. The same shapes in a pipeline with one microbatch and with many, in replicas and in
- * tensor-parallel pairs are what the curve of clocks and the heats are told from; the hot ones, all
- * busy for some five seconds, without looking at parts.
+ * as in a step. The same shapes in a pipeline with one microbatch, in replicas and in
+ * tensor-parallel pairs are what the curve of clocks and the heats are told from, and long passes
+ * between rests what the window is; the hot ones are busy for some five seconds, and nobody looks
+ * at their parts.
  */
 #define VIT_L(tp, pp, dp)                                                                          \
     {                                                                                              \
@@ -65,10 +66,10 @@ static const row on_cuda[] = {
     {"tp2", 2, NONE, LM_7B(2, 2, 1, 0), 4, 1, "", false, 0},
     {"tp2-shards", 2, NONE, LM_7B(2, 2, 1, 0), 8, 2, "sequence_parallel: true", false, 0},
     {"7b-hot", 1, NONE, LM_7B(2, 1, 1, 0), 16, 1, "", false, 30},
-    {"pp2-hot", 2, NONE, LM_7B(2, 1, 2, 0), 32, 1, "", false, 20},
+    {"rests", 2, NONE, LM_7B(8, 1, 2, 0), 6, 2, "", false, 15},
     {"tp2-hot", 2, NONE, LM_7B(2, 2, 1, 0), 16, 2, "", false, 30},
     {"vit-fan", 4, VIT_L(1, 1, 2), LM_7B(2, 2, 1, 1), 8, 2, "", false, 0},
-    {"tp4", 4, NONE, LM_70B(4, 1, 0), 4, 1, "sequence_parallel: true", false, 0},
+    {"tp4", 4, NONE, LM_70B(4, 1, 0), 4, 1, "", false, 0},
     {"tp8", 8, NONE, LM_70B(8, 1, 0), 4, 1, "", false, 0},
     {"vit-tp2", 8, VIT_L(2, 2, 1), LM_7B(2, 2, 2, 1), 8, 1, "", false, 0},
 };

@@ -12,12 +12,13 @@
  *     attention: {columns: [batch, seq, heads, head_dim, causal, fwd_us, bwd_us], rows}     also
  *     memory: {copy, norm, adam, ...: {columns: [bytes, us], rows}}
  *     collectives: {all_reduce, ...: {ranks: [2, 4], rows: [bytes, us with 2 ranks, us with 4]}}
+ *     in_pass: {all_reduce, ...: {the same}}               of tensor-parallel groups, inside passes
  *     overlap: {all_reduce, ...: {wait_us, transfer, compute}}
  *     duty: {columns: [busy, factor], rows}                                      by mean heat
  *     heat: {window_ms, attention, memory, collective}                           of td_heat
  *     residuals: {gemm: [n, q05, q25, q50, q75, q95], ..., all_reduce: [...]} ln(measured/fitted)
- *     errors: {kernel_gap_us, efficiency: {gemm_fwd, ...}, latency_us: {...}}    standard errors
- *     environment: {driver, cuda, nccl, cudnn, date, clocks}
+ *     errors: {kernel_gap_us, efficiency: {gemm_fwd, ...}, latency_us: {...}, heat: {...}} standard
+ * ones environment: {driver, cuda, nccl, cudnn, date, clocks}
  *
  * Everything from `gemm` on is optional. Columns are written out so that rows explain themselves;
  * they are checked, not chosen.
@@ -203,8 +204,8 @@ done:
     return st;
 }
 
-static td_status read_collective(const td_pv_reader *r, const td_yaml *node, td_coll coll,
-                                 td_profile *p)
+static td_status read_curves(const td_pv_reader *r, const td_yaml *node, td_coll coll,
+                             int32_t *n_out, const td_coll_curve **out)
 {
     td_status st = TD_OK;
     const char *path = td_collectives[coll]->name;
@@ -228,10 +229,22 @@ static td_status read_collective(const td_pv_reader *r, const td_yaml *node, td_
             TD_TRY(st,
                    td_pv_fail(r, f[1].value, path, "at least one time for each number of ranks"));
     }
-    p->n_collectives[coll] = n;
-    p->collectives[coll] = curves;
+    *n_out = n;
+    *out = curves;
 done:
     return st;
+}
+
+static td_status read_collective(const td_pv_reader *r, const td_yaml *node, td_coll coll,
+                                 td_profile *p)
+{
+    return read_curves(r, node, coll, &p->n_collectives[coll], &p->collectives[coll]);
+}
+
+static td_status read_in_pass(const td_pv_reader *r, const td_yaml *node, td_coll coll,
+                              td_profile *p)
+{
+    return read_curves(r, node, coll, &p->n_in_pass[coll], &p->in_pass[coll]);
 }
 
 static td_status read_overlap(const td_pv_reader *r, const td_yaml *node, td_coll coll,
@@ -343,21 +356,27 @@ done:
     return st;
 }
 
-static td_status read_heat(const td_pv_reader *r, const td_yaml *node, td_heat *h)
+/* Errors may be 0: not known. */
+static td_status read_heat(const td_pv_reader *r, const td_yaml *node, bool errors, td_heat *h)
 {
-    const td_pv_named numbers[] = {{"window_ms", TD_PV_POSITIVE, 1e-3, &h->window_s, false},
-                                   {"attention", TD_PV_SHARE, 1, &h->attention, false},
-                                   {"memory", TD_PV_SHARE, 1, &h->memory, false},
-                                   {"collective", TD_PV_SHARE, 1, &h->collective, false}};
+    const td_pv_kind share = errors ? TD_PV_NOT_NEGATIVE : TD_PV_SHARE,
+                     time = errors ? TD_PV_NOT_NEGATIVE : TD_PV_POSITIVE;
+    const td_pv_named numbers[] = {{"window_ms", time, 1e-3, &h->window_s, false},
+                                   {"attention", share, 1, &h->attention, false},
+                                   {"memory", share, 1, &h->memory, false},
+                                   {"collective", share, 1, &h->collective, false}};
     return td_pv_numbers(r, node, "heat", numbers, 4);
 }
 
 static td_status read_errors(const td_pv_reader *r, const td_yaml *node, td_profile *p)
 {
     td_status st = TD_OK;
-    td_pv_field f[] = {{.key = "kernel_gap_us"}, {.key = "efficiency"}, {.key = "latency_us"}};
+    td_pv_field f[] = {
+        {.key = "kernel_gap_us"}, {.key = "efficiency"}, {.key = "latency_us"}, {.key = "heat"}};
     td_fit_errors *e = &p->errors;
-    TD_TRY(st, td_pv_fields(r, node, "errors", f, 3));
+    TD_TRY(st, td_pv_fields(r, node, "errors", f, 4));
+    if (f[3].value != NULL)
+        TD_TRY(st, read_heat(r, f[3].value, true, &e->heat));
     if (f[0].value != NULL)
         TD_TRY(st, td_pv_number(r, f[0].value, "errors", TD_PV_NOT_NEGATIVE, &e->kernel_gap_s));
     e->kernel_gap_s *= 1e-6;
@@ -415,6 +434,7 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
         ATT,
         MEM,
         COLL,
+        PASS,
         OVER,
         DUTY,
         HEAT,
@@ -438,6 +458,7 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
                        [ATT] = {.key = "attention"},
                        [MEM] = {.key = "memory"},
                        [COLL] = {.key = "collectives"},
+                       [PASS] = {.key = "in_pass"},
                        [OVER] = {.key = "overlap"},
                        [DUTY] = {.key = "duty"},
                        [HEAT] = {.key = "heat"},
@@ -470,13 +491,15 @@ static td_status read_profile(const td_pv_reader *r, const td_yaml *root, td_pro
         TD_TRY(st, read_memory(r, f[MEM].value, p));
     if (f[COLL].value != NULL)
         TD_TRY(st, read_by_collective(r, f[COLL].value, "collectives", read_collective, p));
+    if (f[PASS].value != NULL)
+        TD_TRY(st, read_by_collective(r, f[PASS].value, "in_pass", read_in_pass, p));
     if (f[OVER].value != NULL)
         TD_TRY(st, read_by_collective(r, f[OVER].value, "overlap", read_overlap, p));
     if (f[DUTY].value != NULL)
         TD_TRY(st, td_pv_read_curve(r, f[DUTY].value, "duty", duty, 1, &p->duty));
     p->heat = td_heat_usual;
     if (f[HEAT].value != NULL)
-        TD_TRY(st, read_heat(r, f[HEAT].value, &p->heat));
+        TD_TRY(st, read_heat(r, f[HEAT].value, false, &p->heat));
     if (f[RES].value != NULL)
         TD_TRY(st, read_residuals(r, f[RES].value, p));
     if (f[ERRORS].value != NULL)

@@ -114,8 +114,11 @@ typedef struct {
     td_curve copy;
     int32_t n_collectives[TD_N_COLLS];
     const td_coll_curve *collectives[TD_N_COLLS]; /* by ascending ranks */
-    td_overlap overlap[TD_N_COLLS];               /* factors 1, wait 0 where nothing was measured */
-    td_residuals part_residuals[TD_N_PARTS];      /* by td_part_class */
+    int32_t n_in_pass[TD_N_COLLS]; /* those of tensor-parallel groups inside passes, which another
+                                      transport may carry; 0: as `collectives` */
+    const td_coll_curve *in_pass[TD_N_COLLS];
+    td_overlap overlap[TD_N_COLLS];          /* factors 1, wait 0 where nothing was measured */
+    td_residuals part_residuals[TD_N_PARTS]; /* by td_part_class */
     td_residuals coll_residuals[TD_N_COLLS];
     td_fit_errors errors;
     td_environment environment;

@@ -153,16 +153,20 @@ static double at_size(const td_curve *c, double x)
     return s;
 }
 
-static void collectives(FILE *f, const td_profile *p)
+static void collectives(FILE *f, const char *key, const int32_t count[TD_N_COLLS],
+                        const td_coll_curve *const curves[TD_N_COLLS])
 {
-    const char *separator = ",\n  \"collectives\": {";
+    bool any = false;
     for (int32_t i = 0; i < TD_N_COLLS; i++) {
-        const td_coll_curve *c = p->collectives[i];
-        const int32_t n = p->n_collectives[i];
+        const td_coll_curve *c = curves[i];
+        const int32_t n = count[i];
         if (n == 0)
             continue;
-        fprintf(f, "%s\n    \"%s\": {\n      \"ranks\": [", separator, td_collectives[i]->name);
-        separator = ",";
+        if (!any)
+            fprintf(f, ",\n  \"%s\": {", key);
+        fprintf(f, "%s\n    \"%s\": {\n      \"ranks\": [", any ? "," : "",
+                td_collectives[i]->name);
+        any = true;
         for (int32_t k = 0; k < n; k++)
             fprintf(f, "%s%d", k > 0 ? ", " : "", (int)c[k].ranks);
         fprintf(f, "],\n      \"rows\": [");
@@ -177,7 +181,7 @@ static void collectives(FILE *f, const td_profile *p)
         }
         fprintf(f, "\n      ]\n    }");
     }
-    if (separator[1] == '\0')
+    if (any)
         fprintf(f, "\n  }");
 }
 
@@ -224,6 +228,14 @@ static void residuals(FILE *f, const td_profile *p)
     fprintf(f, "\n  }");
 }
 
+static void heat(FILE *f, const td_heat *h)
+{
+    fprintf(f,
+            "\"heat\": {\"window_ms\": %.9g, \"attention\": %.9g, \"memory\": %.9g, "
+            "\"collective\": %.9g}",
+            h->window_s * 1e3, h->attention, h->memory, h->collective);
+}
+
 static void errors(FILE *f, const td_profile *p)
 {
     const td_fit_errors *e = &p->errors;
@@ -232,6 +244,10 @@ static void errors(FILE *f, const td_profile *p)
     by_work(f, &e->efficiency, 1, &e->memory_efficiency, true);
     fprintf(f, ",\n    \"latency_us\": ");
     by_work(f, &e->latency_s, 1e6, NULL, true);
+    if (e->heat.window_s > 0) {
+        fprintf(f, ",\n    ");
+        heat(f, &e->heat);
+    }
     fprintf(f, "\n  }");
 }
 
@@ -266,15 +282,14 @@ td_status td_profile_write(const td_profile *p, const char *path, td_err *err)
     head(f, p);
     shapes(f, p);
     memory(f, p);
-    collectives(f, p);
+    collectives(f, "collectives", p->n_collectives, p->collectives);
+    collectives(f, "in_pass", p->n_in_pass, p->in_pass);
     overlap(f, p);
     if (p->duty.n > 0) {
         fputc(',', f);
         curve(f, "duty", "busy", "factor", &p->duty, 1, "  ");
-        fprintf(f,
-                ",\n  \"heat\": {\"window_ms\": %.9g, \"attention\": %.9g, \"memory\": %.9g, "
-                "\"collective\": %.9g}",
-                p->heat.window_s * 1e3, p->heat.attention, p->heat.memory, p->heat.collective);
+        fprintf(f, ",\n  ");
+        heat(f, &p->heat);
     }
     residuals(f, p);
     if (p->trust == TD_TRUST_CALIBRATED)

@@ -191,20 +191,31 @@ done:
     return st;
 }
 
-/* Latency of two ranks, and the share of a link that messages reach; td_law_comm() turned round. */
+/* Latency of two ranks, and the share of a link that messages reach; td_law_comm() turned round.
+ * Small messages tell no share. */
 static td_status fit_exchanges(job *j, td_coll coll)
 {
+    enum { LARGE_BYTES = 1 << 20 };
     td_status st = TD_OK;
     td_profile *p = j->p;
     td_fit fit;
+    uint64_t most = 0;
     int32_t n = 0;
+    bool beside = false; /* large ones outside of passes: those inside may go another way */
     for (int32_t i = 0; i < j->s->n_shapes; i++) {
         const td_shape *s = &j->s->shapes[i];
-        if (!is_exchange(&s->part) || s->part.collective != coll || !counts(j, s))
+        beside = beside || (is_exchange(&s->part) && s->part.collective == coll &&
+                            !s->link.in_pass && s->part.bytes >= LARGE_BYTES && counts(j, s));
+    }
+    for (int32_t i = 0; i < j->s->n_shapes; i++) {
+        const td_shape *s = &j->s->shapes[i];
+        if (!is_exchange(&s->part) || s->part.collective != coll || !counts(j, s) ||
+            (beside && s->link.in_pass))
             continue;
         const td_comm_query *q = &s->link;
         const double more = td_law_steps(coll, q->ranks) - td_law_steps(coll, 2);
         const double edge = td_collectives[coll]->edge_bytes(q->ranks, q->bytes);
+        most = s->part.bytes > most ? s->part.bytes : most;
         j->x[n] = edge / q->edge_bytes_per_s;
         j->y[n] = fmax(0, s->alone_s - fmax(0, more) * q->edge_latency_s);
         j->scale[n++] = s->alone_s;
@@ -212,8 +223,9 @@ static td_status fit_exchanges(job *j, td_coll coll)
     if (n == 0)
         return TD_OK;
     TD_TRY(st, td_fit_line(n, j->x, j->y, j->scale, p->latency_s.collective[coll], &fit, j->err));
-    set_share(fit.slope, fit.slope_error, &p->efficiency.collective[coll],
-              &p->errors.efficiency.collective[coll]);
+    if (most >= LARGE_BYTES)
+        set_share(fit.slope, fit.slope_error, &p->efficiency.collective[coll],
+                  &p->errors.efficiency.collective[coll]);
     p->latency_s.collective[coll] = fit.constant;
     p->errors.latency_s.collective[coll] = known(fit.constant_error);
 done:
@@ -327,10 +339,12 @@ static td_status tabulate_attention(job *j)
 
 /* The curve of the shapes that `of` is one of: bytes of one class, or of one collective of so many
  * ranks. Links of different speed are not told apart: their median. */
-static bool same_curve(const td_part *a, const td_part *b)
+static bool same_curve(const td_shape *a, const td_shape *b)
 {
-    return a->class == b->class &&
-           (!is_exchange(a) || (a->collective == b->collective && a->ranks == b->ranks));
+    const td_part *x = &a->part, *y = &b->part;
+    return x->class == y->class &&
+           (!is_exchange(x) || (x->collective == y->collective && x->ranks == y->ranks &&
+                                a->link.in_pass == b->link.in_pass));
 }
 
 typedef struct {
@@ -343,7 +357,7 @@ static int by_point(const void *left, const void *right)
     return a->x != b->x ? (a->x > b->x) - (a->x < b->x) : (a->y > b->y) - (a->y < b->y);
 }
 
-static td_status tabulate_curve(job *j, const td_part *of, td_curve *out)
+static td_status tabulate_curve(job *j, const td_shape *of, td_curve *out)
 {
     point *points = TD_NEW(j->a, point, j->s->n_shapes);
     double *x = TD_NEW(j->a, double, j->s->n_shapes), *y = TD_NEW(j->a, double, j->s->n_shapes);
@@ -352,7 +366,7 @@ static td_status tabulate_curve(job *j, const td_part *of, td_curve *out)
         return no_memory(j);
     for (int32_t i = 0; i < j->s->n_shapes; i++) {
         const td_shape *s = &j->s->shapes[i];
-        if (same_curve(&s->part, of) && counts(j, s))
+        if (same_curve(s, of) && counts(j, s))
             points[n_points++] = (point){(double)s->part.bytes, s->alone_s};
     }
     qsort(points, (size_t)n_points, sizeof *points, by_point);
@@ -366,7 +380,8 @@ static td_status tabulate_curve(job *j, const td_part *of, td_curve *out)
     return TD_OK;
 }
 
-static td_status tabulate_collective(job *j, td_coll coll)
+static td_status tabulate_collective(job *j, td_coll coll, bool in_pass, int32_t *n_out,
+                                     const td_coll_curve **out)
 {
     td_status st = TD_OK;
     enum { MOST = 32 }; /* columns of a profile's table */
@@ -379,18 +394,19 @@ static td_status tabulate_collective(job *j, td_coll coll)
         for (int32_t i = 0; i < j->s->n_shapes; i++) {
             const td_shape *s = &j->s->shapes[i];
             if (is_exchange(&s->part) && s->part.collective == coll && counts(j, s) &&
-                s->part.ranks > ranks && s->part.ranks < next)
+                s->link.in_pass == in_pass && s->part.ranks > ranks && s->part.ranks < next)
                 next = s->part.ranks;
         }
         if (next == INT32_MAX)
             break;
-        const td_part of = {
-            .class = TD_PART_COLLECTIVE, .collective = (uint8_t)coll, .ranks = next};
+        const td_shape of = {
+            .part = {.class = TD_PART_COLLECTIVE, .collective = (uint8_t)coll, .ranks = next},
+            .link = {.in_pass = in_pass}};
         curves[n].ranks = next;
         TD_TRY(st, tabulate_curve(j, &of, &curves[n++].time));
     }
-    j->p->collectives[coll] = curves;
-    j->p->n_collectives[coll] = n;
+    *out = curves;
+    *n_out = n;
 done:
     return st;
 }
@@ -402,11 +418,15 @@ static td_status tabulate(job *j)
     TD_TRY(st, tabulate_attention(j));
     for (int32_t class = 0; class < TD_N_PARTS; class ++)
         if (td_part_table[class].key == TD_KEY_BYTES) {
-            const td_part of = {.class = (uint8_t) class};
+            const td_shape of = {.part = {.class = (uint8_t) class}};
             TD_TRY(st, tabulate_curve(j, &of, &j->p->memory[class]));
         }
-    for (int32_t c = 0; c < TD_N_COLLS; c++)
-        TD_TRY(st, tabulate_collective(j, (td_coll)c));
+    for (int32_t c = 0; c < TD_N_COLLS; c++) {
+        td_profile *p = j->p;
+        TD_TRY(st,
+               tabulate_collective(j, (td_coll)c, false, &p->n_collectives[c], &p->collectives[c]));
+        TD_TRY(st, tabulate_collective(j, (td_coll)c, true, &p->n_in_pass[c], &p->in_pass[c]));
+    }
 done:
     return st;
 }
@@ -446,8 +466,11 @@ static td_curve *curve_of(const job *j, const td_shape *s)
     if (!is_exchange(&s->part))
         return td_part_table[s->part.class].key == TD_KEY_BYTES ? &j->p->memory[s->part.class]
                                                                 : NULL;
-    for (int32_t i = 0; i < j->p->n_collectives[s->part.collective]; i++) {
-        td_coll_curve *of = (td_coll_curve *)&j->p->collectives[s->part.collective][i];
+    const td_coll coll = (td_coll)s->part.collective;
+    const bool in_pass = s->link.in_pass;
+    for (int32_t i = 0; i < (in_pass ? j->p->n_in_pass : j->p->n_collectives)[coll]; i++) {
+        td_coll_curve *of =
+            (td_coll_curve *)&(in_pass ? j->p->in_pass : j->p->collectives)[coll][i];
         if (of->ranks == s->part.ranks)
             c = &of->time;
     }

@@ -74,7 +74,7 @@ static td_status find_shape(reader *r, const td_part *part, const td_comm_query 
         n = put(tuple, n, &part->bytes, sizeof part->bytes);
     }
     if (key == TD_KEY_COMM) {
-        const int32_t of[] = {part->collective, part->ranks};
+        const int32_t of[] = {part->collective, part->ranks, link->in_pass};
         n = put(tuple, n, of, sizeof of);
         n = put(tuple, n, &link->edge_bytes_per_s, sizeof link->edge_bytes_per_s);
         n = put(tuple, n, &link->edge_latency_s, sizeof link->edge_latency_s);
@@ -362,7 +362,7 @@ static td_status read_exchange(reader *r, trace *t, int32_t step, int32_t rank, 
     const td_comm *c = part < 0 ? comm_of(t->p, rank, o) : &t->p->comms[tensor_comm(t->p, rank)];
     const td_part what = part < 0 ? as_part(td_op_table[o->kind].coll, c->n_ranks, o->bytes)
                                   : as_part((td_coll)of->collective, of->ranks, of->bytes);
-    const td_comm_query *link = &t->link[c - t->p->comms];
+    td_comm_query link = t->link[c - t->p->comms];
     const td_time *x =
         part < 0 ? td_times_op(t->t, step, rank, op) : td_times_part(t->t, step, rank, op, part);
     /* A prediction knows no waiting inside an op. */
@@ -373,11 +373,12 @@ static td_status read_exchange(reader *r, trace *t, int32_t step, int32_t rank, 
     /* The message may have been there long before its receive. */
     if (o->kind == TD_OP_RECV_SHAPE && x->start_ns >= begin)
         return TD_OK;
-    if (!link->one_node) {
+    if (!link.one_node) {
         r->n_across++;
         return TD_OK;
     }
-    TD_TRY(st, find_shape(r, &what, link, &shape));
+    link.in_pass = part >= 0;
+    TD_TRY(st, find_shape(r, &what, &link, &shape));
     const int32_t beside = part >= 0 || !flows(t->p, rank, o)
                                ? TD_BESIDE_NOTHING
                                : beside_kernels(t, step, c, begin, x->end_ns);
@@ -405,6 +406,7 @@ static td_status read_recipe(reader *r, const trace *t, int32_t rank, int32_t wo
     td_status st = TD_OK;
     const td_work *w = &t->p->works[work];
     td_recipe *out = &r->recipes[t->source][work];
+    td_comm_query link = {.ranks = 0};
     const int32_t tp = tensor_comm(t->p, rank);
     if (out->shape != NULL)
         return TD_OK;
@@ -419,7 +421,10 @@ static td_status read_recipe(reader *r, const trace *t, int32_t rank, int32_t wo
             const td_part as =
                 exchange ? as_part((td_coll)part->collective, part->ranks, part->bytes) : *part;
             if (td_part_table[part->class].key == TD_KEY_SHAPE || part->bytes > 0) {
-                TD_TRY(st, find_shape(r, &as, exchange ? &t->link[tp] : NULL, &out->shape[out->n]));
+                if (exchange)
+                    link = t->link[tp];
+                link.in_pass = exchange;
+                TD_TRY(st, find_shape(r, &as, exchange ? &link : NULL, &out->shape[out->n]));
                 out->times[out->n++] = w->runs[k].repeat;
             }
         }

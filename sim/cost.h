@@ -54,6 +54,7 @@ typedef struct {
     int32_t ranks;
     uint64_t bytes;          /* as model/collective.h defines them */
     bool one_node;           /* all ranks in one node */
+    bool in_pass;            /* of a tensor-parallel group, inside a pass */
     double edge_bytes_per_s; /* slowest link along the ring or path, shared by nobody */
     double edge_latency_s;   /* of the slowest edge, one hop */
 } td_comm_query;

@@ -49,7 +49,7 @@ void td_cost_shape_comm(td_cost_notes *notes, const td_profile *profile, const t
 {
     const td_cost_shape s = {.profile = profile,
                              .numbers = {TD_PART_COLLECTIVE, (int64_t)q->coll, q->ranks,
-                                         (int64_t)q->bytes, q->one_node,
+                                         (int64_t)q->bytes, q->one_node + 2 * q->in_pass,
                                          (int64_t)q->edge_bytes_per_s}};
     if (notes != NULL && q->ranks > 1)
         add(notes, &s, kind);

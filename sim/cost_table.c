@@ -380,16 +380,37 @@ static double part(const td_profile *p, const td_part *one, td_cost_notes *notes
 
 /* A curve that ends below this many bytes knows the latency, not what a link carries. */
 enum { LEAST_FLOW_BYTES = 1 << 20 };
+enum { CONTROL_BYTES = 4096 }; /* up to here a message is all latency */
+
+/* What a small message takes of which none was measured: as those of other collectives that go the
+ * same way. */
+static double latency_of(const td_profile *p, const td_comm_query *q, int32_t ranks)
+{
+    double least = p->latency_s.collective[q->coll];
+    for (int32_t i = 0; q->in_pass && i < TD_N_COLLS; i++)
+        for (int32_t k = 0; k < p->n_in_pass[i]; k++) {
+            const td_coll_curve *c = &p->in_pass[i][k];
+            for (int32_t m = 0; m < c->time.n; m++)
+                if (c->ranks == ranks && c->time.x[m] < LEAST_FLOW_BYTES)
+                    least = fmin(least, c->time.y[m]);
+        }
+    return least;
+}
 
 /*
  * Linear in bytes: 0.8 % median error on sizes left out (1.8 % from 64 KiB on), 1.3 % (3.0 %) when
  * linear in the logarithms. Beyond the largest size its rate holds, or, where that is a small
- * message, the closed form's.
+ * message, the closed form's; below a smallest size that is large, the line to the latency.
  */
 static double curve_at(const td_profile *p, const td_comm_query *q, const td_coll_curve *c,
                        double bytes)
 {
     const double last = c->time.x[c->time.n - 1], at = td_law_curve(&c->time, bytes);
+    const double first = c->time.x[0];
+    if (bytes < first && first >= LEAST_FLOW_BYTES) {
+        const double latency = fmin(at, latency_of(p, q, c->ranks));
+        return latency + (at - latency) * bytes / first;
+    }
     if (bytes <= last || last >= LEAST_FLOW_BYTES)
         return at * fmax(1, bytes / last);
     const double edge = td_collectives[q->coll]->edge_bytes(c->ranks, (uint64_t)(bytes - last));
@@ -405,13 +426,22 @@ static double same_edge(td_coll coll, double bytes, int32_t from, int32_t to)
     return bytes * (c->edge_bytes(from, unit) / c->edge_bytes(to, unit));
 }
 
+/* What was measured of a collective. */
+static const td_coll_curve *curves_of(const td_profile *p, const td_comm_query *q, int32_t *n)
+{
+    const bool in_pass = q->in_pass && p->n_in_pass[q->coll] > 0;
+    *n = in_pass ? p->n_in_pass[q->coll] : p->n_collectives[q->coll];
+    return in_pass ? p->in_pass[q->coll] : p->collectives[q->coll];
+}
+
 /* The measured numbers of ranks around the query's: equal where it was measured itself or lies
  * beyond them. */
 static void neighbours(const td_profile *p, const td_comm_query *q, int32_t *lo, int32_t *hi)
 {
-    const td_coll_curve *c = p->collectives[q->coll];
+    int32_t n;
+    const td_coll_curve *c = curves_of(p, q, &n);
     *hi = 0;
-    while (*hi < p->n_collectives[q->coll] - 1 && c[*hi].ranks < q->ranks)
+    while (*hi < n - 1 && c[*hi].ranks < q->ranks)
         ++*hi;
     *lo = c[*hi].ranks <= q->ranks || *hi == 0 ? *hi : *hi - 1;
 }
@@ -424,8 +454,8 @@ static void neighbours(const td_profile *p, const td_comm_query *q, int32_t *lo,
  */
 static double in_node(const td_profile *p, const td_comm_query *q, double bytes)
 {
-    const td_coll_curve *c = p->collectives[q->coll];
-    int32_t lo, hi;
+    int32_t lo, hi, n;
+    const td_coll_curve *c = curves_of(p, q, &n);
     neighbours(p, q, &lo, &hi);
     const double low_s = curve_at(p, q, &c[lo], same_edge(q->coll, bytes, q->ranks, c[lo].ranks));
     if (lo == hi) {
@@ -447,22 +477,63 @@ static void note_comm(td_cost_notes *notes, const td_comm_query *q, const reason
         td_cost_note_add(notes, what, why->text);
 }
 
+/* The largest message of as many ranks that was measured; 0: none was. */
+static double most_bytes(const td_profile *p, const td_comm_query *q)
+{
+    int32_t lo, hi, n;
+    const td_coll_curve *c = curves_of(p, q, &n);
+    if (n == 0)
+        return 0;
+    neighbours(p, q, &lo, &hi);
+    return fmin(same_edge(q->coll, c[lo].time.x[c[lo].time.n - 1], c[lo].ranks, q->ranks),
+                same_edge(q->coll, c[hi].time.x[c[hi].time.n - 1], c[hi].ranks, q->ranks));
+}
+
+/* The smallest that tells something: all smaller ones take as long as a small message. */
+static double least_bytes(const td_profile *p, const td_comm_query *q)
+{
+    int32_t lo, hi, n;
+    const td_coll_curve *c = curves_of(p, q, &n);
+    neighbours(p, q, &lo, &hi);
+    const double least = fmax(same_edge(q->coll, c[lo].time.x[0], c[lo].ranks, q->ranks),
+                              same_edge(q->coll, c[hi].time.x[0], c[hi].ranks, q->ranks));
+    return least < LEAST_FLOW_BYTES ? 0 : least;
+}
+
+/*
+ * An all-reduce is a reduce-scatter and an all-gather, in bytes and in how it is done: where one
+ * was measured only in small and the other also in large, the other tells. Seconds, < 0: no.
+ */
+static double by_halves(const td_profile *p, const td_comm_query *q)
+{
+    static const td_coll halves[] = {TD_COLL_REDUCE_SCATTER, TD_COLL_ALL_GATHER};
+    const double bytes = (double)q->bytes;
+    const bool half = q->coll == halves[0] || q->coll == halves[1];
+    td_comm_query other = *q;
+    double sum = 0;
+    if (!q->one_node || (q->coll != TD_COLL_ALL_REDUCE && !half))
+        return -1;
+    for (int i = 0; i < (half ? 1 : 2); i++) {
+        other.coll = half ? TD_COLL_ALL_REDUCE : halves[i];
+        if (most_bytes(p, &other) < bytes)
+            return -1;
+        sum += in_node(p, &other, bytes);
+    }
+    return half ? sum / 2 : sum;
+}
+
 static void explain(const td_profile *p, const td_comm_query *q, reason *why)
 {
-    const td_coll_curve *c = p->collectives[q->coll];
-    const int32_t n = p->n_collectives[q->coll];
+    int32_t n;
+    const td_coll_curve *c = curves_of(p, q, &n);
     if (!q->one_node) {
         say(why, "across nodes: no measurement");
     } else if (n == 0) {
         say(why, "not measured: roofline");
     } else {
-        int32_t lo, hi;
-        neighbours(p, q, &lo, &hi);
-        const double most =
-            fmin(same_edge(q->coll, c[lo].time.x[c[lo].time.n - 1], c[lo].ranks, q->ranks),
-                 same_edge(q->coll, c[hi].time.x[c[hi].time.n - 1], c[hi].ranks, q->ranks));
         say_outside(why, "ranks", q->ranks, c[0].ranks, c[n - 1].ranks);
-        say_outside(why, "bytes", (double)q->bytes, 0, most);
+        say_outside(why, "bytes", (double)q->bytes,
+                    q->bytes <= CONTROL_BYTES ? 0 : least_bytes(p, q), most_bytes(p, q));
         if (q->edge_bytes_per_s < p->link_bytes_per_s)
             say(why, "slower links than those measured");
     }
@@ -473,10 +544,13 @@ static bool measured_size(const td_profile *p, const td_comm_query *q)
 {
     const double bytes = (double)q->bytes;
     bool found = false;
-    for (int32_t i = 0; i < p->n_collectives[q->coll]; i++) {
-        const td_coll_curve *c = &p->collectives[q->coll][i];
+    int32_t n;
+    const td_coll_curve *all = curves_of(p, q, &n);
+    for (int32_t i = 0; i < n; i++) {
+        const td_coll_curve *c = &all[i];
         for (int32_t k = 0; k < c->time.n && c->ranks == q->ranks; k++)
-            found = found || fabs(c->time.x[k] - bytes) <= 1e-8 * bytes || bytes <= c->time.x[0];
+            found = found || fabs(c->time.x[k] - bytes) <= 1e-8 * bytes ||
+                    (bytes <= c->time.x[0] && c->time.x[0] < LEAST_FLOW_BYTES);
     }
     return found;
 }
@@ -500,6 +574,7 @@ static void comm(const td_profile *p, const td_comm_query *q, td_comm_cost *out,
                  td_cost_notes *notes)
 {
     reason why = {""};
+    int32_t n;
     if (notes != NULL)
         notes->n_asked++;
     *out = td_law_comm(p, q);
@@ -508,11 +583,13 @@ static void comm(const td_profile *p, const td_comm_query *q, td_comm_cost *out,
     explain(p, q, &why);
     note_comm(notes, q, &why);
     count_comm(notes, p, q, &why);
-    if (p->n_collectives[q->coll] == 0)
+    curves_of(p, q, &n);
+    if (n == 0)
         return;
     const double alpha = in_node(p, q, 0);
+    const double halves = (double)q->bytes > most_bytes(p, q) ? by_halves(p, q) : -1;
     const double slower = q->one_node ? fmax(1, p->link_bytes_per_s / q->edge_bytes_per_s) : 1;
-    const double fast = in_node(p, q, (double)q->bytes);
+    const double fast = halves > 0 ? fmax(halves, alpha) : in_node(p, q, (double)q->bytes);
     const double total = fast + (fast - alpha) * (slower - 1); /* exactly as measured for 1 */
     *out = q->one_node ? td_law_bound_comm(q, alpha, total)
                        : td_law_bound_comm(q, fmax(alpha, out->alpha_s), fmax(total, out->total_s));

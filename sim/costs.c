@@ -243,21 +243,22 @@ static td_status find_tp_chans(builder *b)
 
 /* ---- prices ---- */
 
-static td_comm_query query_of(const shape *s, td_coll coll, uint64_t bytes)
+static td_comm_query query_of(const shape *s, td_coll coll, uint64_t bytes, bool in_pass)
 {
     return (td_comm_query){.coll = coll,
                            .ranks = s->n_ranks,
                            .bytes = bytes,
                            .one_node = s->one_node != 0,
+                           .in_pass = in_pass,
                            .edge_bytes_per_s = s->edge_bytes_per_s,
                            .edge_latency_s = s->edge_latency_s};
 }
 
 /* A communication goes at the pace of its slowest member; `*slowest` is that one's profile. */
 static td_comm_cost price_comm(const builder *b, const shape *s, td_coll coll, uint64_t bytes,
-                               int32_t *slowest)
+                               bool in_pass, int32_t *slowest)
 {
-    const td_comm_query q = query_of(s, coll, bytes);
+    const td_comm_query q = query_of(s, coll, bytes, in_pass);
     td_comm_cost worst = {.total_s = -1};
     for (int32_t i = 0; i < b->c->n_profiles; i++) {
         td_comm_cost one;
@@ -293,7 +294,7 @@ static td_status price_op(const builder *b, int32_t shape_id, const td_op *op)
     if (cost == NULL)
         return no_memory(b);
     int32_t slowest = 0;
-    cost->lone = price_comm(b, s, coll, op->bytes, &slowest);
+    cost->lone = price_comm(b, s, coll, op->bytes, false, &slowest);
     cost->overlap = (td_overlap){.transfer = 1, .compute = 1};
     if (op->bytes >= CONTROL_BYTES && !b->o->no_overlap)
         cost->overlap = b->c->profiles[slowest]->overlap[coll];
@@ -309,7 +310,7 @@ static double price_part(const builder *b, int32_t profile, const shape *tp, con
     if (part->class != TD_PART_COLLECTIVE)
         return b->c->models[profile]->part(b->c->profiles[profile], part, b->notes);
     assert(tp != NULL && tp->n_ranks == part->ranks);
-    return price_comm(b, tp, (td_coll)part->collective, part->bytes, &slowest).total_s;
+    return price_comm(b, tp, (td_coll)part->collective, part->bytes, true, &slowest).total_s;
 }
 
 static td_work_cost sum_of(const td_profile *profile, const td_work *w, const double *part_s)
@@ -507,7 +508,7 @@ static td_priced priced_part(const td_costs *c, const uint64_t key[3], const wor
     const td_part *part = &c->program->works[key[1]].parts[i];
     td_priced what = {.profile = c->profiles[key[0]], .part = part, .seconds = price->part_s[i]};
     if (part->class == TD_PART_COLLECTIVE) {
-        *query = query_of(&c->shapes[key[2] - 1], (td_coll)part->collective, part->bytes);
+        *query = query_of(&c->shapes[key[2] - 1], (td_coll)part->collective, part->bytes, true);
         what.query = query;
     }
     return what;
@@ -520,7 +521,7 @@ static td_priced priced_op(const td_costs *c, const uint64_t key[3], const td_op
     int32_t first = 0;
     while ((s->profiles >> first & 1) == 0)
         first++;
-    *query = query_of(s, td_op_table[key[1]].coll, key[2]);
+    *query = query_of(s, td_op_table[key[1]].coll, key[2], false);
     return (td_priced){
         .profile = c->profiles[first], .query = query, .seconds = cost->lone.total_s};
 }

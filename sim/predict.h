@@ -51,8 +51,8 @@ typedef struct {
     const td_program *program;
     const td_timeline *timeline;
     const td_costs *costs;
-    td_cost_notes notes; /* what was extrapolated */
-    const td_cores *cores;  /* that ranks share; NULL: none does */
+    td_cost_notes notes;   /* what was extrapolated */
+    const td_cores *cores; /* that ranks share; NULL: none does */
     int32_t cores_unknown; /* a rank that might, were the cores of its node known; -1: none */
     double step_s, tokens_per_s, flops_per_step, mfu, bubble_fraction;
     const td_rank_time *class_time; /* [timeline->n_classes] */

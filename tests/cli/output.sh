@@ -11,13 +11,13 @@ for question in "check $plan" "show $plan" "predict $plan" "show $plan --rank 3"
 done
 
 run predict "$plan"
-says out 'provisional' # what the number rests on
+says out 'calibrated' # what the number rests on
 says out 'critical path'
 says out '[0-9]+(\.[0-9]+)? ?%'
 
 # What a line of a list or of a warning cannot hold is in the JSON.
 run list profiles
-says out '^h200 +provisional +NVIDIA H200; [^;]*$'
+says out '^h200 +calibrated +NVIDIA H200; [^;]*$'
 says out '^h100 +datasheet +NVIDIA H100 SXM5; datasheet peaks, all else carried over from measurements of an H200'
 run predict examples/plans/llava-mixed-16gpu.yaml
 [ "$(grep -c 'warning: extrapolated' "$tmp/err")" = 3 ] || fail "$ran: expected three warnings of shapes: $(cat "$tmp/err")"

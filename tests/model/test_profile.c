@@ -210,12 +210,12 @@ Test(profile, is_found_by_gpu_by_name_and_by_path_and_else_the_shipped_ones_are_
     td_err err = {TD_OK, ""}, other = {TD_OK, ""};
     cr_assert_eq(td_profile_find(a, NULL, "NVIDIA H200", NULL, &p, &err), TD_OK, "%s", err.text);
     cr_assert_str_eq(p->name, "h200");
-    cr_assert_eq(p->trust, TD_TRUST_PROVISIONAL);
+    cr_assert_eq(p->trust, TD_TRUST_CALIBRATED);
     const char *cluster = td_arena_printf(a, "%s.d/../../clusters/x.yaml", p->file);
     cr_assert_eq(td_profile_find(a, p->file, NULL, cluster, &q, &err), TD_OK, "%s", err.text);
     cr_assert_str_eq(q->source, p->source);
     cr_assert_eq(td_profile_find(a, "h2000", NULL, NULL, &q, &err), TD_FILE);
-    cr_assert_not_null(strstr(err.text, "b200, h100, h200"), "%s", err.text);
+    cr_assert_not_null(strstr(err.text, "b200, h100, h200, h200-tables"), "%s", err.text);
     cr_assert_eq(td_profile_find(a, NULL, "Abacus", NULL, &q, &other), TD_FILE);
     cr_assert_not_null(strstr(other.text, "`Abacus`"), "%s", other.text);
     cr_assert_not_null(strstr(other.text, "h200"), "%s", other.text);

@@ -13,7 +13,8 @@
 #include <unistd.h>
 
 #define CLUSTER                                                                                    \
-    "cluster: {groups: [{count: 1, node: {gpus: 8, gpu: {name: NVIDIA H200, profile: h200, "       \
+    "cluster: {groups: [{count: 1, node: {gpus: 8, gpu: {name: NVIDIA H200, profile: "             \
+    "h200-tables, "                                                                                \
     "memory_gib: 140.4}, nvlink_gb_s: 450, nvlink_latency_us: 1}}]}\n"
 #define IMAGES                                                                                     \
     "  images: {type: vision, layers: 4, hidden: 1024, heads: 16, ffn: 4096, seq: 576, "           \
@@ -217,8 +218,9 @@ Test(calibrate, what_it_finds_predicts_the_traces_it_was_found_in)
 {
     td_err err = {TD_OK, ""};
     const td_profile *h200;
-    world w = make("h200", true);
-    cr_assert_eq(td_profile_find(w.a, "h200", NULL, NULL, &h200, &err), TD_OK, "%s", err.text);
+    world w = make("h200-tables", true);
+    cr_assert_eq(td_profile_find(w.a, "h200-tables", NULL, NULL, &h200, &err), TD_OK, "%s",
+                 err.text);
     td_calibration c = calibrate(&w, h200);
     same_steps(&w, &c, true, 0.01);
     const td_curve *duty = &c.profile.duty;
@@ -367,11 +369,15 @@ Test(calibrate, a_profile_that_was_written_reads_the_same)
     td_err err = {TD_OK, ""};
     const td_profile *h200, *again;
     char path[40], twice[40], text[2][65536];
-    cr_assert_eq(td_profile_find(a, "h200", NULL, NULL, &h200, &err), TD_OK, "%s", err.text);
+    cr_assert_eq(td_profile_find(a, "h200-tables", NULL, NULL, &h200, &err), TD_OK, "%s", err.text);
     td_profile p = *h200;
     p.part_residuals[TD_PART_GEMM] = (td_residuals){.n = 7, .q = {-0.5, -0.25, 0, 0.25, 1}};
     p.errors.efficiency.attention[1] = 0.01;
     p.errors.kernel_gap_s = 1e-7;
+    p.heat = (td_heat){.window_s = 0.05, .attention = 0.9, .memory = 0.7, .collective = 0.3};
+    p.errors.heat = (td_heat){.window_s = 0.01, .attention = 0.1, .memory = 0.2, .collective = 0.3};
+    p.in_pass[TD_COLL_ALL_GATHER] = p.collectives[TD_COLL_ALL_REDUCE];
+    p.n_in_pass[TD_COLL_ALL_GATHER] = p.n_collectives[TD_COLL_ALL_REDUCE];
     p.trust = TD_TRUST_CALIBRATED;
     p.environment = (td_environment){"580", "13.0", "2.28", "9.14", "2026-11-21", "1965 \"MHz\""};
     in_file(&p, path);
@@ -385,6 +391,9 @@ Test(calibrate, a_profile_that_was_written_reads_the_same)
     }
     cr_expect_str_eq(text[0], text[1]);
     cr_expect_eq(again->n_gemms, h200->n_gemms);
+    cr_expect_float_eq(again->heat.collective, 0.3, 1e-9);
+    cr_expect_float_eq(again->errors.heat.window_s, 0.01, 1e-9);
+    cr_expect_eq(again->n_in_pass[TD_COLL_ALL_GATHER], h200->n_collectives[TD_COLL_ALL_REDUCE]);
     cr_expect_eq(again->part_residuals[TD_PART_GEMM].n, 7);
     cr_expect_eq(again->part_residuals[TD_PART_GEMM].q[4], 1);
     cr_expect_eq(again->coll_residuals[TD_COLL_ALL_REDUCE].n, 0);

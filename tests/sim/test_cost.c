@@ -77,7 +77,7 @@ static double comm_s(const td_profile *p, td_comm_query q)
 
 Test(cost, a_measured_shape_takes_exactly_the_measured_time_and_no_note)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     td_cost_notes notes = {.arena = arena};
     for (int32_t i = 0; i < p->n_gemms; i++) {
         for (int pass = 0; pass < 3; pass++) {
@@ -115,7 +115,7 @@ Test(cost, a_measured_shape_takes_exactly_the_measured_time_and_no_note)
 
 Test(cost, every_price_is_counted_once_as_measured_between_or_outside)
 {
-    const td_profile *p = shipped("h200"), *sheet = shipped("b200");
+    const td_profile *p = shipped("h200-tables"), *sheet = shipped("b200");
     td_cost_notes notes = {.arena = arena}, other = {.arena = arena};
     const td_gemm_row *g = &p->gemms[0], *most = &p->gemms[p->n_gemms - 1];
     const td_attention_row *r = &p->attention[0];
@@ -153,7 +153,7 @@ Test(cost, every_price_is_counted_once_as_measured_between_or_outside)
 
 Test(cost, send_receive_of_16_mib_takes_longer_the_more_ranks_its_communicator_has)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     static const struct {
         int32_t ranks;
         double us;
@@ -212,14 +212,14 @@ static double leave_gemms_out(const td_profile *p, bool whole_weight)
 
 Test(cost, products_left_out_of_the_profile_are_predicted_from_the_others)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     cr_expect_lt(leave_gemms_out(p, false), 0.025);
     cr_expect_lt(leave_gemms_out(p, true), 0.03);
 }
 
 Test(cost, attention_left_out_of_the_profile_is_predicted_from_the_others)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     double *errors = TD_NEW(arena, double, 2 * p->n_attention);
     td_attention_row *rows = TD_NEW(arena, td_attention_row, p->n_attention);
     for (int32_t i = 0; i < p->n_attention; i++) {
@@ -255,7 +255,7 @@ static td_curve without(const td_curve *c, int32_t out)
 
 Test(cost, message_sizes_left_out_of_the_profile_are_predicted_from_the_others)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     double *errors = TD_NEW(arena, double, 1000);
     int32_t n = 0;
     for (int coll = 0; coll < TD_N_COLLS; coll++) {
@@ -278,7 +278,7 @@ Test(cost, message_sizes_left_out_of_the_profile_are_predicted_from_the_others)
 
 Test(cost, four_ranks_left_out_of_the_profile_are_predicted_from_two_and_eight)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     double *errors = TD_NEW(arena, double, 1000);
     int32_t n = 0;
     for (int coll = 0; coll < TD_N_COLLS; coll++) {
@@ -296,7 +296,7 @@ Test(cost, four_ranks_left_out_of_the_profile_are_predicted_from_two_and_eight)
 
 Test(cost, the_roofline_knows_nine_large_products_of_ten_within_a_seventh)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     double *errors = TD_NEW(arena, double, 3 * p->n_gemms);
     int32_t n = 0;
     for (int32_t i = 0; i < p->n_gemms; i++) {
@@ -317,7 +317,7 @@ TheoryDataPoints(cost, more_rows_never_take_less) = {
 
 Theory((int n, int k, int pass), cost, more_rows_never_take_less)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     double before = 0;
     for (double m = 1; m < 1e6; m *= 1.07) {
         const td_part part = gemm((td_pass)pass, (int64_t)m, n, k);
@@ -333,7 +333,7 @@ TheoryDataPoints(cost, a_message_never_takes_less_than_a_smaller_one) = {
 
 Theory((int coll, int ranks, int one_node), cost, a_message_never_takes_less_than_a_smaller_one)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     for (int32_t i = 0; td_cost_models[i] != NULL; i++) {
         double before = 0;
         for (double bytes = 1; bytes < 1e11; bytes *= 1.3) {
@@ -359,7 +359,7 @@ TheoryDataPoints(cost, no_part_beats_the_peak_or_the_memory) = {
 
 Theory((int profile, int x, int y, int fp32), cost, no_part_beats_the_peak_or_the_memory)
 {
-    static const char *const names[] = {"h200", "h100", "a100", "b200"};
+    static const char *const names[] = {"h200-tables", "h100", "a100", "b200"};
     const td_profile *p = shipped(names[profile]);
     const double peak = fp32 ? p->fp32_flops_per_s : p->bf16_flops_per_s;
     for (int32_t i = 0; td_cost_models[i] != NULL; i++) {
@@ -419,7 +419,57 @@ Test(cost, the_roofline_is_its_closed_form)
     td_cost_roofline.comm(&p, &reduce, &c, NULL);
     cr_assert_float_eq(c.alpha_s, 12e-6, 1e-9, "a tree of 64 ranks is 6 deep, up and down");
     cr_assert_eq(td_cost_model_for(&p), &td_cost_roofline);
-    cr_assert_eq(td_cost_model_for(shipped("h200")), &td_cost_table);
+    cr_assert_eq(td_cost_model_for(shipped("h200-tables")), &td_cost_table);
+}
+
+/* A profile with one curve of two points for two ranks: a small message and a large one. */
+static const td_coll_curve *curve(double small_s, double large_s, double *x, double *y,
+                                  td_coll_curve *out)
+{
+    x[0] = 8192, x[1] = 1 << 24;
+    y[0] = small_s, y[1] = large_s;
+    *out = (td_coll_curve){.ranks = 2, .time = {.n = large_s > 0 ? 2 : 1, .x = x, .y = y}};
+    return out;
+}
+
+static double price(const td_profile *p, td_coll coll, uint64_t bytes, bool in_pass)
+{
+    td_comm_query q = in_node(coll, 2, bytes);
+    td_comm_cost cost;
+    q.in_pass = in_pass;
+    td_cost_table.comm(p, &q, &cost, NULL);
+    return cost.total_s;
+}
+
+Test(cost, a_collective_inside_a_pass_has_a_price_of_its_own_where_one_was_measured)
+{
+    td_profile p = *shipped("h200-tables");
+    double x[2], y[2];
+    td_coll_curve c;
+    cr_assert_eq(price(&p, TD_COLL_ALL_REDUCE, 1 << 24, true),
+                 price(&p, TD_COLL_ALL_REDUCE, 1 << 24, false));
+    p.in_pass[TD_COLL_ALL_REDUCE] = curve(6e-6, 55e-6, x, y, &c);
+    p.n_in_pass[TD_COLL_ALL_REDUCE] = 1;
+    cr_assert_float_eq(price(&p, TD_COLL_ALL_REDUCE, 1 << 24, true), 55e-6, 1e-12);
+    cr_assert_gt(price(&p, TD_COLL_ALL_REDUCE, 1 << 24, false), 60e-6);
+}
+
+Test(cost, an_all_reduce_never_seen_large_takes_as_long_as_its_halves_and_the_other_way_round)
+{
+    td_profile p = *shipped("h200-tables");
+    double x[3][2], y[3][2];
+    td_coll_curve c[3];
+    static const td_coll colls[] = {TD_COLL_ALL_REDUCE, TD_COLL_REDUCE_SCATTER, TD_COLL_ALL_GATHER};
+    static const double large[2][3] = {{0, 31e-6, 29e-6}, {60e-6, 0, 0}};
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < 3; i++) {
+            p.collectives[colls[i]] = curve(5e-6, large[k][i], x[i], y[i], &c[i]);
+            p.n_collectives[colls[i]] = 1;
+        }
+        cr_expect_float_eq(price(&p, colls[0], 1 << 24, false), 60e-6, 1e-12);
+        cr_expect_float_eq(price(&p, colls[1], 1 << 24, false), k == 0 ? 31e-6 : 30e-6, 1e-12);
+        cr_expect_float_eq(price(&p, colls[2], 1 << 24, false), k == 0 ? 29e-6 : 30e-6, 1e-12);
+    }
 }
 
 /* ---- other GPUs ---- */
@@ -431,7 +481,7 @@ TheoryDataPoints(cost, nothing_takes_longer_on_the_faster_gpu) = {
 
 Theory((int x, int y, int pass), cost, nothing_takes_longer_on_the_faster_gpu)
 {
-    static const char *const names[] = {"a100", "h100", "h200", "b200"};
+    static const char *const names[] = {"a100", "h100", "h200-tables", "b200"};
     const td_part parts[] = {
         gemm((td_pass)pass, x, y, 4096),
         attention(pass == 0 ? TD_PASS_FORWARD : TD_PASS_BACKWARD, 2, x, y / 64, 128, true),
@@ -460,7 +510,7 @@ Theory((int x, int y, int pass), cost, nothing_takes_longer_on_the_faster_gpu)
 Test(cost, a_gpu_that_was_not_measured_carries_over_what_was_and_says_so)
 {
     static const char *const names[] = {"a100", "h100", "b200"};
-    const td_profile *h200 = shipped("h200");
+    const td_profile *h200 = shipped("h200-tables");
     for (int i = 0; i < 3; i++) {
         const td_profile *p = shipped(names[i]);
         cr_expect_eq(p->trust, TD_TRUST_DATASHEET);
@@ -495,7 +545,7 @@ static const char *why(const td_profile *p, td_part part)
 
 Test(cost, a_shape_outside_the_measured_ones_is_named_once)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     td_part wide = gemm(TD_PASS_FORWARD, 1024, 100000, 12288),
             slow = gemm(TD_PASS_FORWARD, 1024, 4096, 4096);
     slow.fp32 = 1;
@@ -515,7 +565,7 @@ Test(cost, a_shape_outside_the_measured_ones_is_named_once)
 
 Test(cost, what_the_profile_does_not_have_comes_from_the_roofline_and_is_named)
 {
-    td_profile p = *shipped("h200");
+    td_profile p = *shipped("h200-tables");
     p.n_attention = 0;
     p.copy.n = 0;
     const td_part a = attention(TD_PASS_FORWARD, 1, 2048, 32, 128, true),
@@ -527,7 +577,7 @@ Test(cost, what_the_profile_does_not_have_comes_from_the_roofline_and_is_named)
 
 Test(cost, communication_that_was_not_measured_is_named)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     td_cost_notes notes = {.arena = arena};
     td_comm_query q = in_node(TD_COLL_ALL_REDUCE, 16, 1 << 20);
     td_comm_cost c;
@@ -547,7 +597,7 @@ Test(cost, communication_that_was_not_measured_is_named)
 
 Test(cost, a_busier_gpu_is_slower_by_the_measured_factor)
 {
-    const td_profile *p = shipped("h200");
+    const td_profile *p = shipped("h200-tables");
     cr_assert_eq(td_cost_clock_factor(p, 0), 1);
     cr_assert_float_eq(td_cost_clock_factor(p, 1), 1.19, 0.01);
     for (double d = 0; d < 1.2; d += 0.01)
@@ -582,7 +632,7 @@ static const td_program *make_world(world *w, int32_t gpus)
     *w = (world){
         .group = {.count = 4 / gpus,
                   .gpus = gpus,
-                  .gpu = {.name = "NVIDIA H200"},
+                  .gpu = {.name = "NVIDIA H200", .profile = "h200-tables"},
                   .nvlink_bytes_per_s = 450e9,
                   .nvlink_latency_s = 1e-6,
                   .nics = gpus,

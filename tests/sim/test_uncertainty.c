@@ -11,7 +11,8 @@
 #include <string.h>
 
 #define CLUSTER                                                                                    \
-    "cluster: {groups: [{count: 1, node: {gpus: 8, gpu: {name: NVIDIA H200, profile: h200, "       \
+    "cluster: {groups: [{count: 1, node: {gpus: 8, gpu: {name: NVIDIA H200, profile: "             \
+    "h200-tables, "                                                                                \
     "memory_gib: 140.4}, nvlink_gb_s: 450, nvlink_latency_us: 2}}]}\n"
 #define IMAGES                                                                                     \
     "  images: {type: vision, layers: 4, hidden: 1024, heads: 16, ffn: 4096, seq: 576, "           \
