@@ -407,7 +407,7 @@ static td_status base_of_traces(answer *w, td_err *err)
     else
         TD_TRY(st,
                td_profile_find(w->a, g->gpu.profile, g->gpu.name, cluster->file, &w->base, err));
-    w->machine.gpu_name = w->base->gpu;
+    w->machine.gpu_name = g->gpu.name != NULL ? g->gpu.name : w->base->gpu;
 done:
     return st;
 }

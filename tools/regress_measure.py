@@ -93,10 +93,11 @@ def keep_item(item, keep, machine):
     (keep / f"{item['name']}.run.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
-def read_kept(items, folder):
-    """Gives each item its kept trace and answers (none: the trace's steps are all there is). Machines that the answers name."""
+def read_kept(items, source):
+    """From one folder, or each item's own: gives each its kept trace and answers (none: the trace's steps are all there is). Machines that the answers name."""
     machines = set()
     for item in items:
+        folder = source or item["kept"]
         answers = folder / f"{item['name']}.run.json"
         item.update(trace=folder / f"{item['name']}.json.gz", runs=[])
         if answers.exists():
