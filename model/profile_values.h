@@ -8,7 +8,7 @@
 #include "model/profile.h"
 #include "model/yaml.h"
 
-enum { TD_PV_FIELDS = 20, TD_PV_COLUMNS = 33 };
+enum { TD_PV_FIELDS = 24, TD_PV_COLUMNS = 33 };
 
 typedef struct {
     td_arena *arena;
