@@ -4,9 +4,9 @@
  * its speed: generalised processor sharing (Parekh and Gallager, IEEE/ACM Trans. Networking 1993),
  * which a fair scheduler approaches over many slices. Ranks that wait sleep, and need no core.
  *
- * What it leaves out: shares are equal over many slices (milliseconds each), not over one op, so
- * ranks that wait for each other at every collective go at the pace of the one left out. On two
- * cores, two such ranks beside a third took 17 to 33 % longer than this says, pipelines 7 to 13 %.
+ * Shares are equal over many slices (milliseconds each), not over one op: ranks that wait for each
+ * other at every collective probably go at the pace of the one left out. On two cores two such
+ * ranks beside a third took 17 to 33 % longer than this says, pipelines 7 to 13 %.
  */
 #ifndef TANDEM_SIM_CORES_H
 #define TANDEM_SIM_CORES_H
