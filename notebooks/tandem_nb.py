@@ -11,6 +11,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 TANDEM = os.environ.get("TANDEM", str(ROOT / "build/release/tandem"))
-RUNS = ROOT / "examples/measured/h200-runs"
+HELDOUT = ROOT / "examples/measured/h200-heldout"
+HELDOUT_PLANS = ROOT / "tests/regress/heldout"
+PROBES = ROOT / "examples/measured/h200-calibration"
 RAW = ROOT / "examples/measured/h200-raw"
 _scratch = tempfile.TemporaryDirectory(prefix="tandem-notebook-")
 SCRATCH = Path(_scratch.name)
@@ -152,21 +155,31 @@ def step_of(trace):
     return [{**e, "ts": e["ts"] - starts[step]} for e in by_step[step]], (ends[step] - starts[step]) * 1e-6
 
 
-def kept_runs():
-    """[(name, prediction, comparison, files)] of every kept H200 trace whose program is still the plan's."""
+def accuracy(kept=HELDOUT):
+    """The report of `tools/regress --on accuracy` about the measurements kept in a folder."""
+    out = SCRATCH / "accuracy"
+    command = [sys.executable, "tools/regress", "--on", "accuracy", "--from", str(kept), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"TANDEM": TANDEM})
+    if not (out / "accuracy.json").exists():
+        raise SystemExit(f"tools/regress failed: {done.stderr.strip()[-500:]}")
+    return load_json(out / "accuracy.json")
+
+
+def kept_runs(kept=HELDOUT, plans=HELDOUT_PLANS):
+    """[(name, prediction, comparison, files)] of every kept H200 trace in a folder whose program is still the plan's."""
     runs = []
-    for measured in sorted(RUNS.glob("*.json.gz")):
+    for measured in sorted(kept.glob("*.json.gz")):
         name = measured.name.removesuffix(".json.gz")
         predicted = SCRATCH / f"{name}.predicted.json.gz"
         try:
-            p = predict(plan_file(name), "-o", predicted)
+            p = predict(plans / f"{name}.yaml", "-o", predicted)
             c = tandem("compare", predicted, measured, answers=(0, 1))
         except Refused as why:
             print(f"left out: {name}: {why}")
             continue
         runs.append((name, p, c, (predicted, measured)))
     if not runs:
-        raise SystemExit(f"no kept measurement in {RUNS} can be compared")
+        raise SystemExit(f"no kept measurement in {kept} can be compared")
     return runs
 
 
