@@ -11,6 +11,9 @@
 /* Less than this share of a time beside something is nothing, all but this much is all of it. */
 static const double partly = 0.05;
 enum { CONTROL_BYTES = 4096 };
+/* The collectives of the loss, a few numbers a row, share their part with a pass over the logits:
+ * measured, such a part tells nothing of a small message. */
+enum { TOLD_BYTES = 256 << 10 };
 
 typedef struct {
     td_arena *a, *tmp;
@@ -373,6 +376,8 @@ static td_status read_exchange(reader *r, trace *t, int32_t step, int32_t rank, 
     /* The message may have been there long before its receive. */
     if (o->kind == TD_OP_RECV_SHAPE && x->start_ns >= begin)
         return TD_OK;
+    if (part >= 0 && !t->t->predicted && what.bytes < TOLD_BYTES)
+        return TD_OK;
     if (!link.one_node) {
         r->n_across++;
         return TD_OK;
@@ -420,7 +425,8 @@ static td_status read_recipe(reader *r, const trace *t, int32_t rank, int32_t wo
             const bool exchange = part->class == TD_PART_COLLECTIVE;
             const td_part as =
                 exchange ? as_part((td_coll)part->collective, part->ranks, part->bytes) : *part;
-            if (td_part_table[part->class].key == TD_KEY_SHAPE || part->bytes > 0) {
+            const bool told = !exchange || t->t->predicted || part->bytes >= TOLD_BYTES;
+            if (told && (td_part_table[part->class].key == TD_KEY_SHAPE || part->bytes > 0)) {
                 if (exchange)
                     link = t->link[tp];
                 link.in_pass = exchange;

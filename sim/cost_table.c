@@ -380,7 +380,7 @@ static double part(const td_profile *p, const td_part *one, td_cost_notes *notes
 
 /* A curve that ends below this many bytes knows the latency, not what a link carries. */
 enum { LEAST_FLOW_BYTES = 1 << 20 };
-enum { CONTROL_BYTES = 4096 }; /* up to here a message is all latency */
+enum { SMALL_BYTES = 64 << 10 }; /* up to here a message is little but latency */
 
 /* What a small message takes of which none was measured: as those of other collectives that go the
  * same way. */
@@ -532,8 +532,8 @@ static void explain(const td_profile *p, const td_comm_query *q, reason *why)
         say(why, "not measured: roofline");
     } else {
         say_outside(why, "ranks", q->ranks, c[0].ranks, c[n - 1].ranks);
-        say_outside(why, "bytes", (double)q->bytes,
-                    q->bytes <= CONTROL_BYTES ? 0 : least_bytes(p, q), most_bytes(p, q));
+        say_outside(why, "bytes", (double)q->bytes, q->bytes <= SMALL_BYTES ? 0 : least_bytes(p, q),
+                    most_bytes(p, q));
         if (q->edge_bytes_per_s < p->link_bytes_per_s)
             say(why, "slower links than those measured");
     }
