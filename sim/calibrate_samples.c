@@ -11,9 +11,6 @@
 /* Less than this share of a time beside something is nothing, all but this much is all of it. */
 static const double partly = 0.05;
 enum { CONTROL_BYTES = 4096 };
-/* The collectives of the loss, a few numbers a row, share their part with a pass over the logits:
- * measured, such a part tells nothing of a small message. */
-enum { TOLD_BYTES = 256 << 10 };
 
 typedef struct {
     td_arena *a, *tmp;
@@ -129,6 +126,17 @@ static td_status add(reader *r, const trace *t, int32_t rank, int32_t shape, int
 static bool on_cores(const td_times *t)
 {
     return !t->predicted && strcmp(t->backend, "host") == 0;
+}
+
+/*
+ * The collectives of the loss, a few numbers a row, share their part with a pass over the logits:
+ * measured on GPUs, such a part tells nothing of a small message. On cores, where all messages of
+ * passes are small and the pass is short beside them, it is kept.
+ */
+static bool tells(const td_times *t, const td_part *part)
+{
+    return t->predicted || on_cores(t) || part->class != TD_PART_COLLECTIVE ||
+           strncmp(part->name, "loss", 4) != 0;
 }
 
 /* More ranks than cores: whatever one does, another may have had its core. */
@@ -376,7 +384,7 @@ static td_status read_exchange(reader *r, trace *t, int32_t step, int32_t rank, 
     /* The message may have been there long before its receive. */
     if (o->kind == TD_OP_RECV_SHAPE && x->start_ns >= begin)
         return TD_OK;
-    if (part >= 0 && !t->t->predicted && what.bytes < TOLD_BYTES)
+    if (part >= 0 && !tells(t->t, of))
         return TD_OK;
     if (!link.one_node) {
         r->n_across++;
@@ -425,8 +433,8 @@ static td_status read_recipe(reader *r, const trace *t, int32_t rank, int32_t wo
             const bool exchange = part->class == TD_PART_COLLECTIVE;
             const td_part as =
                 exchange ? as_part((td_coll)part->collective, part->ranks, part->bytes) : *part;
-            const bool told = !exchange || t->t->predicted || part->bytes >= TOLD_BYTES;
-            if (told && (td_part_table[part->class].key == TD_KEY_SHAPE || part->bytes > 0)) {
+            if (tells(t->t, part) &&
+                (td_part_table[part->class].key == TD_KEY_SHAPE || part->bytes > 0)) {
                 if (exchange)
                     link = t->link[tp];
                 link.in_pass = exchange;
