@@ -150,14 +150,13 @@ static json_t *ranks_json(const answer *w)
     for (int32_t r = 0; r < w->program->world_size; r++) {
         const int32_t c = w->p.timeline->class_of[r];
         const td_rank_time *t = &w->p.class_time[c];
-        json_array_append_new(all,
-                              json_pack("{s:i, s:f, s:f, s:f, s:f, s:I, s:f, s:f, s:f}", "rank",
-                                        (int)r, "busy_s", t->busy_s, "transfer_s", t->transfer_s,
-                                        "collective_s", t->collective_s, "bubble_s", t->bubble_s,
-                                        "peak_memory_bytes", (json_int_t)peak_memory(w, r), "duty",
-                                        w->p.class_clocks[c].heat, "clock_factor",
-                                        w->p.class_clocks[c].factor,
-                                        "flops", flops == NULL ? 0 : flops[c]));
+        json_array_append_new(
+            all,
+            json_pack("{s:i, s:f, s:f, s:f, s:f, s:I, s:f, s:f, s:f}", "rank", (int)r, "busy_s",
+                      t->busy_s, "transfer_s", t->transfer_s, "collective_s", t->collective_s,
+                      "bubble_s", t->bubble_s, "peak_memory_bytes", (json_int_t)peak_memory(w, r),
+                      "duty", w->p.class_clocks[c].heat, "clock_factor",
+                      w->p.class_clocks[c].factor, "flops", flops == NULL ? 0 : flops[c]));
     }
     return all;
 }

@@ -6,11 +6,9 @@
 #include <math.h>
 
 static const double x[] = {0.5, 1}, y[] = {1, 1.2};
-static const td_profile gpu = {.duty = {.n = 2, .x = x, .y = y},
-                               .heat = {.window_s = 0.04,
-                                        .attention = 0.9,
-                                        .memory = 0.7,
-                                        .collective = 0.5}};
+static const td_profile gpu = {
+    .duty = {.n = 2, .x = x, .y = y},
+    .heat = {.window_s = 0.04, .attention = 0.9, .memory = 0.7, .collective = 0.5}};
 
 Test(clocks, work_without_end_comes_to_the_factor_of_its_own_heat)
 {
