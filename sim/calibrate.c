@@ -569,7 +569,7 @@ done:
     return st;
 }
 
-/* A shape's time as it would be at the lowest share of time busy that `against` knows. */
+/* A shape's time as it would be at the full clocks of `against`. */
 static double at_rest(const td_calibration *c, const td_shape *s, const td_profile *against)
 {
     double factor = 0;

@@ -10,8 +10,9 @@
  * exchange begins when the last of its members has issued it; before that they wait, which is not
  * its time.
  *
- * Nothing is invented: what no trace shows keeps the base's roofline, has no table, no overlap, no
- * duty curve, and says so by residuals of 0 samples.
+ * Nothing is invented: what no trace shows keeps the base's roofline, has no table and no overlap,
+ * and says so by residuals of 0 samples. Clocks and heat begin as the base's and move as far as the
+ * traces tell; without a base there are none.
  */
 #ifndef TANDEM_SIM_CALIBRATE_H
 #define TANDEM_SIM_CALIBRATE_H
